@@ -1,0 +1,222 @@
+"""From files and `--set` to a checked `RunConfig`: defaults < `extends` parents < the file < `--set`.
+
+Errors name the file and line (or the `--set`) that wrote the offending key, all of them at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from gantool.config.document import Document, nest, parse_assignment, read_document
+from gantool.config.schema import RunConfig, format_error_key, rank_problems
+from gantool.errors import ConfigError, UsageError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load_run_config(path: Path, assignments: Sequence[str] = (), num_ranks: int = 1) -> RunConfig:
+    """Read a run config; ConfigError lists everything that is wrong with it, for `num_ranks` processes."""
+    document = read_run_document(path, assignments)
+    return validate_run(document, num_ranks)
+
+
+def read_run_document(path: Path, assignments: Sequence[str] = ()) -> Document:
+    """The file at `path` with its `extends` parents beneath and the `--set` assignments on top, unchecked."""
+    document = _read_with_parents(path, [])
+    if "vary" in document.tree or "base" in document.tree:
+        raise UsageError(f"{path}: this is a sweep, not a run", f"start it with: gantool sweep {path}")
+    return overlay(document, *map(parse_assignment, assignments))
+
+
+def validate_run(document: Document, num_ranks: int = 1) -> RunConfig:
+    """Check a merged document; ConfigError with the position of each problem."""
+    config = validate(RunConfig, document)
+    problems = rank_problems(config, num_ranks)
+    if problems:
+        raise ConfigError([(_locate_first(document, keys), keys[0], text, hint) for keys, text, hint in problems])
+    return config
+
+
+def validate(model: type[ModelT], document: Document) -> ModelT:
+    """`document` as a `model`; pydantic's errors become a ConfigError with positions and hints."""
+    try:
+        return model.model_validate(document.tree)
+    except ValidationError as error:
+        items = [dict(item) for item in error.errors()]
+        deeper = [item for item in items if not any(_is_parent(item["loc"], other["loc"]) for other in items)]
+        raise ConfigError([_problem(model, document, item) for item in deeper[:20]]) from None
+
+
+def overlay(base: Document, *tops: Document) -> Document:
+    """`base` with `tops` merged over it key by key; a different `kind` replaces its mapping whole."""
+    result = Document(base.tree, dict(base.where), base.name)
+    for top in tops:
+        result.tree = _merge(result.tree, top.tree)
+        result.where |= top.where
+    return result
+
+
+def nested(overrides: dict[str, Any], source: Document, prefix: tuple[str, ...]) -> Document:
+    """Overrides with dotted keys (`a.b: 1`), written at `prefix` of `source`, as a document to overlay."""
+    result = Document({}, {}, source.name)
+    for dotted, value in overrides.items():
+        path = tuple(dotted.split("."))
+        result.tree = _merge(result.tree, nest(path, value))
+        here = source.locate((*prefix, dotted))
+        result.where |= {path[:end]: here for end in range(1, len(path) + 1)}
+        written = (*prefix, dotted)
+        result.where |= {path + p[len(written) :]: w for p, w in source.where.items() if p[: len(written)] == written}
+    return result
+
+
+def nearest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that `word` is most likely a slip of, if any."""
+    found = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _read_with_parents(path: Path, children: list[Path]) -> Document:
+    document = read_document(path)
+    parent = document.tree.pop("extends", None)
+    if parent is None:
+        return document
+    where = document.locate(("extends",))
+    if not isinstance(parent, str):
+        raise ConfigError([(where, "extends", f"found {parent!r}, expected the path of one config", None)])
+    target = path.parent / parent
+    chain = [*children, path]
+    if target.resolve() in [p.resolve() for p in chain]:
+        loop = " -> ".join(p.name for p in [*chain, target])
+        raise ConfigError([(where, "extends", f"the configs extend each other in a circle: {loop}", "remove one 'extends'")])
+    if not target.is_file():
+        near = nearest(parent, [p.name for p in path.parent.glob("*.yaml")])
+        hint = f"did you mean '{near}'?" if near else f"the path is relative to {path.parent}"
+        raise ConfigError([(where, "extends", f"there is no file {target}", hint)])
+    return overlay(_read_with_parents(target, chain), document)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, str):
+            old = {"kind": old}  # `augment: basic` below `augment: {shift: 4}`
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = _merge(old, value)
+        elif isinstance(value, dict) and isinstance(old, dict) and "kind" not in old:
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -> tuple[str, str, str, str | None]:
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "cross_field":
+        keys = context["keys"]
+        return (_locate_first(document, keys), keys[0], context["text"], context["hint"])
+    location = _without_tags(document.tree, item["loc"])
+    where, key = document.locate(tuple(str(part) for part in location)), format_error_key(location)
+    found = item.get("input")
+    if kind == "extra_forbidden":
+        choices = _fields_at(model, document.tree, location[:-1])
+        near = nearest(str(location[-1]), choices)
+        return (where, key, "unknown key", (f"did you mean '{near}'? " if near else "") + f"keys here: {', '.join(choices)}")
+    if kind == "missing":
+        return (where, key, "this key is required", None)
+    if kind == "union_tag_invalid" and isinstance(found, dict):
+        found = found.get("kind")
+    text = f"found {_show(found)}, expected {_expected(kind, context, item['msg'])}"
+    if kind in ("duration", "value_error"):
+        text = str(item["msg"])
+    return (where, key, text, _value_hint(kind, found, context))
+
+
+def _is_parent(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(location) < len(other) and other[: len(location)] == location
+
+
+def _locate_first(document: Document, keys: Sequence[str]) -> str:
+    paths = [tuple(key.split(".")) for key in keys]
+    written = [path for path in paths if path in document.where]
+    return document.locate((written or paths)[0])
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "nothing"}[value]
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "a mapping" if isinstance(value, dict) else f"{value!r}"
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "one of {expected}",
+    "union_tag_invalid": "a kind out of {expected_tags}",
+    "string_pattern_mismatch": "a text like {pattern}",
+    "too_short": "at least {min_length} entries",
+}
+
+
+def _expected(kind: str, context: dict[str, Any], message: str) -> str:
+    return _EXPECTED[kind].format(**context) if kind in _EXPECTED else message[:1].lower() + message[1:]
+
+
+def _value_hint(kind: str, found: Any, context: dict[str, Any]) -> str | None:
+    if kind == "bool_type":
+        return "write true or false" if isinstance(found, str) else None
+    if kind == "int_type" and isinstance(found, float) and found.is_integer():
+        return f"write {int(found)}"
+    if kind in ("int_type", "float_type") and isinstance(found, str):
+        return "remove the quotes" if found.replace(".", "", 1).isdigit() else "write a number"
+    if kind in ("literal_error", "union_tag_invalid"):
+        choices = str(context.get("expected") or context.get("expected_tags")).replace("'", "").replace(" or ", ", ")
+        near = nearest(str(found), [c.strip() for c in choices.split(",")])
+        return f"did you mean '{near}'?" if near else None
+    return None
+
+
+def _without_tags(tree: Any, location: Sequence[Any]) -> tuple[Any, ...]:
+    """Drop the union tags that pydantic puts between the keys of a location."""
+    kept: list[Any] = []
+    for position, part in enumerate(location):
+        if isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+            tree = tree[part]
+        elif position + 1 < len(location) and position > 0:
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _fields_at(model: Any, tree: Any, location: Sequence[Any]) -> list[str]:
+    """The keys that may stand at `location`, following the `kind` that `tree` names there."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        tree = tree.get(part) if isinstance(tree, dict) else None
+        options = [field.annotation, *get_args(field.annotation)]
+        models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        kind = tree.get("kind") if isinstance(tree, dict) else None
+        same = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == kind]
+        model = (same or models or [BaseModel])[0]
+    return list(model.model_fields)

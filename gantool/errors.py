@@ -1,0 +1,54 @@
+"""Errors for the person at the terminal, and the exit codes they lead to.
+
+Everything a user can get wrong raises a `GantoolError`: the message says what was found, what was expected and
+where; the hint says what to do. `cli.py` prints it without a traceback and leaves with `exit_code`.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL in sysexits.h: run the same command again
+
+
+class GantoolError(Exception):
+    """A failure with a message for the user; `hint` (optional) is what to do about it."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(GantoolError):
+    """The command line or a config is wrong: nothing was started (exit code 2)."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A config file is wrong. Each problem is (where, key, message, hint); `where` is `file:line` or `--set ...`."""
+
+    def __init__(self, problems: list[tuple[str, str, str, str | None]]) -> None:
+        assert problems
+        self.problems = problems
+        lines = [f"{where}: {key + ': ' if key else ''}{text}" for where, key, text, _ in problems]
+        hints = list(dict.fromkeys(hint for *_, hint in problems if hint))
+        super().__init__("\n".join(lines), "\n".join(hints) or None)
+
+
+class DataError(GantoolError):
+    """A dataset, or one file of it, cannot be read, or is not what it says it is."""
+
+
+class DivergedError(GantoolError):
+    """A loss became NaN or infinite."""
+
+
+class InterruptedRun(GantoolError):
+    """A signal or the time limit stopped the run; its state is saved (exit code 75)."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -1,0 +1,213 @@
+"""The run directory: which files it has, what they mean, and the state of a run as a function of them. No torch.
+
+    config.yaml  run.json      complete config; versions, data digest, host
+    status.json                what the run is doing, replaced as it goes
+    journal.jsonl  log.txt     numbers by step; words
+    checkpoints/ snapshots/ samples/ curves.png scores/
+    stopped  cancelled         marks: left early and wants to go on; must not go on
+    result.json                the run is done
+    lock                       held (flock) by the process that trains
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from gantool import files
+from gantool.config.document import dump_yaml, read_document
+from gantool.config.loader import validate
+from gantool.config.schema import RunConfig, digest_of
+from gantool.errors import GantoolError, UsageError
+
+State = Literal["planned", "running", "stopped", "lost", "unscored", "done", "failed", "diverged", "cancelled"]
+
+
+class RunBusy(GantoolError):
+    """Another process holds the run directory."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Every write is atomic; every read tolerates a file that is not there."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunDirectory:
+        """The directory of `config`, made and given its config.yaml if it was not there.
+
+        An existing directory keeps its files; settings that cannot change the numbers (`runtime`, `eval`) are updated.
+        """
+        run = cls(Path(config.runtime.runs_dir) / config.run_id)
+        text = dump_yaml(config.model_dump(mode="json"))
+        path = run.path / "config.yaml"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The existing run directory at `path`; UsageError when it is none."""
+        if not (path / "config.yaml").is_file():
+            raise UsageError(f"{path}: not a run directory (it has no config.yaml)", "give a folder made by gantool train")
+        return cls(path)
+
+    def config(self) -> RunConfig:
+        """The config the run was made with."""
+        return validate(RunConfig, read_document(self.path / "config.yaml"))
+
+    def folder(self, name: str) -> Path:
+        """A subfolder, made if it is not there."""
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def snapshots(self) -> list[Path]:
+        """Snapshot files, oldest first."""
+        return sorted((self.path / "snapshots").glob("step-*.safetensors"))
+
+    def status(self) -> dict[str, Any]:
+        """status.json: state, step, total, images_per_second, message, pid, host, job, time; {} when there is none."""
+        found = files.read_json(self.path / "status.json")
+        return found if isinstance(found, dict) else {}
+
+    def write_status(self, state: str, step: int, total: int, rate: float = 0.0, message: str = "") -> None:
+        """Replace status.json."""
+        value = {
+            "state": state,
+            "step": step,
+            "total": total,
+            "images_per_second": round(rate, 3),
+            "message": message,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "time": round(time.time(), 3),
+        }
+        files.write_json(self.path / "status.json", value)
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json; None while the run is not done."""
+        found = files.read_json(self.path / "result.json")
+        return found if isinstance(found, dict) else None
+
+    def mark(self, name: Literal["stopped", "cancelled"], text: str = "") -> None:
+        """Set a mark."""
+        files.write_text(self.path / name, text)
+
+    def unmark(self, name: Literal["stopped", "cancelled"]) -> None:
+        """Take a mark away."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def marked(self, name: Literal["stopped", "cancelled"]) -> bool:
+        """Whether a mark is set."""
+        return (self.path / name).exists()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; RunBusy when another one does. The kernel lets go when the process dies."""
+        with self._lock_file() as file:
+            for attempt in range(20):  # `locked()` of another process may hold it for a moment
+                if _try_lock(file, fcntl.LOCK_EX):
+                    break
+                if attempt == 19:
+                    status = self.status()
+                    owner = f"process {status.get('pid', '?')} on {status.get('host', '?')}"
+                    hint = "wait for it, or stop it; `gantool status` shows what it does"
+                    raise RunBusy(f"{self.path}: another process is training this run ({owner})", hint)
+                time.sleep(0.05)
+            yield
+
+    def locked(self) -> bool:
+        """Whether a living process on a machine that shares the filesystem's locks is training this run."""
+        if not (self.path / "lock").exists():
+            return False
+        with self._lock_file() as file:
+            return not _try_lock(file, fcntl.LOCK_SH)
+
+    def state(self, config: RunConfig | None = None) -> State:
+        """What the run is, from its files alone. `unscored`: trained, but without the scores that `config` asks for.
+
+        `lost`: it was running and its process is gone without a word (killed, crashed node).
+        """
+        status = self.status()
+        if self.locked():
+            return "running"
+        if self.marked("cancelled"):
+            return "cancelled"
+        result = self.result()
+        if result is not None:
+            return "done" if result.get("eval") == eval_digest(config or self.config()) else "unscored"
+        state = status.get("state")
+        if state in ("failed", "diverged"):
+            return "failed" if state == "failed" else "diverged"
+        if self.marked("stopped"):
+            return "stopped"
+        return "lost" if state == "running" else "planned"
+
+    @contextlib.contextmanager
+    def _lock_file(self) -> Iterator[IO[bytes]]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "lock").open("ab")
+        except OSError as error:
+            raise GantoolError(f"{self.path}: cannot be written: {error.strerror}", "check the folder's owner") from error
+        with file:
+            yield file
+
+
+def eval_digest(config: RunConfig) -> str:
+    """Digest of the `eval:` section: which scores a finished run must have."""
+    return digest_of(config.eval.model_dump(mode="json") if config.eval else None)
+
+
+def _try_lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        # The filesystem has no locks: the run goes on unguarded, as on any tool without them.
+    return True
+
+
+class Journal:
+    """journal.jsonl: one JSON object a line, `step` strictly growing. Append-only but for `rewind`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row and flush it to the disk."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a torn last line (the process was killed while writing) is left out."""
+        rows = []
+        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "step" in row:
+                    rows.append(row)
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after `step`: training goes on from there and will write them again, the same."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        with files.atomic_file(self.path) as file:
+            file.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in kept))
