@@ -1,2 +1,414 @@
-from gantool.errors import *
-def main()->None: ...
+"""The command line: parse, call one verb, print its result to stdout, map errors to exit codes.
+
+The only file that prints. Nothing here loads torch before a verb that needs it is really going to run, so `--help`,
+`status`, `sweep --dry-run` and config errors answer at once on a login node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import gantool
+from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
+
+if TYPE_CHECKING:
+    from gantool.config.schema import RunConfig
+    from gantool.runs import RunDirectory
+    from gantool.terminal import TerminalProgress
+
+app = typer.Typer(
+    name="gantool",
+    help="Train, sample, score and sweep GANs, on a laptop or a cluster.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_options = {"debug": bool(os.environ.get("GANTOOL_DEBUG")), "quiet": False}
+
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the config; repeatable.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: the config's.")]
+Ckpt = Annotated[Path, typer.Option("--ckpt", "-c", help="A run directory (its last snapshot) or a snapshot file.")]
+
+
+def main() -> None:
+    """Entry point of the `gantool` program."""
+    app()
+
+
+@app.callback()
+def _common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or GANTOOL_DEBUG=1).")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no words on stderr, errors apart.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    _options["debug"] |= debug
+    _options["quiet"] = quiet
+    if version:
+        print(gantool.__version__)
+        raise typer.Exit
+
+
+def _verb(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a command that returns its exit code (None: 0) and turns errors into one message on stderr."""
+
+    def register(function: Callable[..., int | None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            raise typer.Exit(_run_guarded(lambda: function(*args, **kwargs)))
+
+        app.command(name)(guarded)
+        return guarded
+
+    return register
+
+
+def _run_guarded(call: Callable[[], int | None]) -> int:
+    try:
+        code = call() or EXIT_DONE
+        sys.stdout.flush()
+        return code
+    except GantoolError as error:
+        if _options["debug"]:
+            raise
+        _complain("interrupted" if error.exit_code == EXIT_INTERRUPTED else "error", error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted", "stopped by Ctrl-C", "run the same command again to go on")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `gantool status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        if _options["debug"]:
+            raise
+        _complain(
+            "error", f"{type(error).__name__}: {error}", "this is a defect of gantool: run with --debug to see where"
+        )
+        return EXIT_FAILED
+
+
+def _complain(kind: str, message: str, hint: str | None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    style = "bold yellow" if kind == "interrupted" else "bold red"
+    console.print(Text.assemble((f"{kind}: ", style), message))
+    for line in (hint or "").splitlines():
+        console.print(Text.assemble(("  hint: ", "bold"), line))
+
+
+def _progress() -> TerminalProgress:
+    from gantool.terminal import TerminalProgress
+
+    return TerminalProgress(quiet=_options["quiet"])
+
+
+def _choose(option: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}")
+    return value
+
+
+@_verb("prepare")
+def prepare(
+    config: Annotated[
+        Path | None, typer.Argument(help="A run or sweep config: all datasets it names are packed.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Instead of a config: the name of the dataset.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Original files: a file or a folder; default: download.")] = None,
+    size: Annotated[int | None, typer.Option(help="With --dataset: side of the packed images in pixels.")] = None,
+    assignments: Assignments = None,
+) -> int | None:
+    """Pack the data a config needs into one file; everything that needs the internet, once, on a login node."""
+    from gantool.config.document import Document
+    from gantool.config.loader import overlay, validate_run
+    from gantool.prepare import prepare as run
+
+    if (config is None) == (dataset is None):
+        raise UsageError("give either a config or --dataset NAME", "for example: gantool prepare --dataset shapes")
+    if config is not None:
+        configs = _configs_of(config, assignments or [])
+    else:
+        from gantool.config.document import parse_assignment
+
+        base = Document({"data": {"name": dataset, **({"size": size} if size else {})}}, {}, "--dataset")
+        configs = [validate_run(overlay(base, *map(parse_assignment, assignments or [])))]
+    datasets = {c.data: c.runtime for c in configs}
+    if source is not None and len(datasets) > 1:
+        names = ", ".join(data.name for data in datasets)
+        raise UsageError(f"--source is for one dataset, the sweep has several: {names}", "use --dataset NAME for each")
+    with _progress() as progress:
+        packed = [
+            run(data, where.model_copy(update={"source": str(source)}) if source else where, progress)
+            for data, where in datasets.items()
+        ]
+    for item in packed:
+        print(item.path)
+    return None
+
+
+def _configs_of(path: Path, assignments: list[str]) -> list[RunConfig]:
+    """The run configs in a run or sweep file."""
+    from gantool.config.document import read_document
+    from gantool.config.loader import load_run_config
+
+    if "base" in read_document(path).tree or "vary" in read_document(path).tree:
+        from gantool.sweep import plan
+
+        return [trial.config for trial in plan(path, assignments).trials]
+    return [load_run_config(path, assignments)]
+
+
+@_verb("train")
+def train(
+    config: Annotated[Path, typer.Argument(help="A config, or a run directory to go on with.")],
+    assignments: Assignments = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
+    device: Device = None,
+) -> int | None:
+    """Train one run. The same command again goes on where it was; prints the run directory."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the trainer listens: at start there is nothing to save
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    sets = [*(assignments or []), *([f"runtime.device={device}"] if device else [])]
+    settings, run = _open_run(config, sets, max(nproc, ranks))
+    state = run.state(settings)
+    if state == "cancelled":
+        raise GantoolError(f"{run.path}: this run was cancelled", f"to go on after all: rm {run.path / 'cancelled'}")
+    if state == "done":
+        _say_done(run)
+        return None
+    if nproc > 1 and ranks == 1:
+        from gantool.launch import launch
+
+        return launch(nproc, sys.argv[1:])
+    _train_here(settings, run)
+    return None
+
+
+def _open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, RunDirectory]:
+    """The config and directory that `path` (a config or a run directory) and `--set` mean."""
+    from gantool.config.document import parse_assignment
+    from gantool.config.loader import load_run_config, overlay, read_run_document, validate_run
+    from gantool.runs import RunDirectory
+
+    if not path.is_dir():
+        settings = load_run_config(path, sets, num_ranks)
+        return settings, RunDirectory.create(settings)
+    run = RunDirectory.open(path)
+    document = read_run_document(path / "config.yaml")
+    settings = validate_run(overlay(document, *map(parse_assignment, sets)), num_ranks)
+    if (settings.fingerprint, settings.seed) != (run.config().fingerprint, run.config().seed):
+        text = "--set changes the numbers of an existing run, which then were no longer those of its name"
+        raise UsageError(f"{path}: {text}", "start a new run from a config; only runtime.* and eval.* may change here")
+    return settings, run
+
+
+def _say_done(run: RunDirectory) -> None:
+    with _progress() as progress:
+        progress.say("this run is done already")
+    print(run.path)
+
+
+def _train_here(settings: RunConfig, run: RunDirectory) -> None:
+    """Train `run` in this process, as one rank."""
+    from gantool.data.pack import ensure_packed
+    from gantool.progress import Silent
+    from gantool.terminal import LoggedProgress
+
+    with _progress() as terminal:
+        data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
+        terminal.say(f"{run.path}: {data.title}, {settings.runtime.device} device")
+        from gantool.runtime import Runtime
+        from gantool.train import train as run_to_end
+
+        runtime = Runtime(settings.runtime, str(run.path))
+        progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
+
+        def score(snapshot: Path) -> list[dict[str, Any]]:
+            return [_evaluate(snapshot, settings, runtime.device, progress, run.path)]
+
+        run_to_end(run, settings, data, runtime, progress, score)
+    if runtime.is_main:
+        print(run.path)
+    runtime.finish()
+
+
+def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folder: Path | None) -> dict[str, Any]:
+    """Score a snapshot by the `eval` section of `settings`; write the score below `folder` unless it is None."""
+    from gantool import evaluate as evaluation
+    from gantool.sample import load_snapshot
+
+    assert settings.eval is not None
+    snapshot = load_snapshot(path, device)
+    score = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, progress)
+    if folder is not None:
+        evaluation.write_score(folder, score)
+    return score.to_json()
+
+
+@_verb("sample")
+def sample(
+    ckpt: Ckpt,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")],
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of images.")] = 64,
+    grid: Annotated[
+        str | None, typer.Option(metavar="ROWSxCOLS", help="One picture of images 0, 1, ... instead.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Image k depends on the seed and k alone.")] = 0,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names or numbers, for class-conditional generators.")
+    ] = None,
+    device: Device = None,
+) -> int | None:
+    """Draw images from a snapshot; prints where they are."""
+    from gantool.sample import draw_grid, find_snapshot, load_snapshot, parse_grid
+    from gantool.sample import sample as run
+
+    shape = parse_grid(grid) if grid else None
+    if shape and out.suffix.lower() != ".png":
+        raise UsageError(f"--out: found {out.name!r}, expected a .png file for --grid", "for example --out grid.png")
+    if classes:
+        text = f"{find_snapshot(ckpt)}: this generator is not class-conditional, --classes would have no effect"
+        raise UsageError(text, "leave --classes out")
+    with _progress() as progress:
+        from gantool.runtime import choose_device
+
+        snapshot = load_snapshot(ckpt, choose_device(device or "auto"))
+        done = draw_grid(snapshot, *shape, seed, out) if shape else run(snapshot, num, seed, out, progress)
+    print(done)
+    return None
+
+
+@_verb("eval")
+def evaluate(
+    ckpt: Annotated[list[Path], typer.Option("--ckpt", "-c", help="A run directory or a snapshot file; repeatable.")],
+    extractor: Annotated[str | None, typer.Option(help="classifier or inception; default: the run's config.")] = None,
+    num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Number of generated images.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated: fid,is.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="Weights file of the inception extractor.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the packed data; default: the run's.")] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+    device: Device = None,
+) -> int | None:
+    """Score snapshots against the real training images; prints one table."""
+    from gantool.config.schema import EvalConfig
+    from gantool.sample import find_snapshot
+
+    _choose("--format", form, ("table", "json", "csv", "markdown"))
+    asked: dict[str, Any] = {"extractor": extractor, "num": num}
+    asked["metrics"] = tuple(name.strip() for name in metrics.split(",")) if metrics else None
+    if extractor is not None:
+        _choose("--extractor", extractor, ("classifier", "inception"))
+    for name in asked["metrics"] or ():
+        _choose("--metrics", name, ("fid", "is"))
+    paths = [find_snapshot(path) for path in ckpt]
+    from gantool import evaluate as evaluation
+    from gantool.runtime import choose_device
+    from gantool.sample import load_snapshot
+
+    scores = []
+    with _progress() as progress:
+        for path in paths:
+            snapshot = load_snapshot(path, choose_device(device or "auto"))
+            base = (snapshot.config.eval or EvalConfig()).model_dump()
+            settings = EvalConfig.model_validate(
+                base | {key: value for key, value in asked.items() if value is not None}
+            )
+            folder = data_dir or Path(snapshot.config.runtime.data_dir)
+            score = evaluation.evaluate(snapshot, settings, folder, seed, progress, weights)
+            run = path.parent.parent
+            if (run / "config.yaml").is_file():
+                evaluation.write_score(run, score)
+            scores.append(score)
+    _print_rows(evaluation.score_rows(scores), form, [score.to_json() for score in scores])
+    return None
+
+
+def _print_rows(rows: list[dict[str, Any]], form: str, full: Any) -> None:
+    """Rows of numbers and texts on stdout; `full` is what --format json prints."""
+    from gantool.results import to_csv, to_markdown
+    from gantool.terminal import print_table
+
+    if form == "json":
+        print(json.dumps(full, indent=1))
+    elif form == "csv":
+        print(to_csv(rows), end="")
+    elif form == "markdown":
+        print(to_markdown(rows), end="")
+    else:
+        headers = [key for key in rows[0] if key not in ("protocol", "warnings")] if rows else []
+        cells = [[_cell(row[key]) for key in headers] for row in rows]
+        protocols = dict.fromkeys(str(row["protocol"]) for row in rows if row.get("protocol"))
+        print_table(headers, cells, "\n".join(protocols))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+@_verb("bench")
+def bench(
+    config: Annotated[Path, typer.Argument(help="A run config.")],
+    assignments: Assignments = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements after the warm-up.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in each measurement.")] = 20,
+    form: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
+    device: Device = None,
+) -> int | None:
+    """Images per second of the trainer, beside a bare loop of the same networks on random tensors."""
+    from gantool.config.loader import load_run_config
+
+    _choose("--format", form, ("table", "json"))
+    sets = [*(assignments or []), *([f"runtime.device={device}"] if device else [])]
+    settings = load_run_config(config, sets)
+    from gantool.bench import bench as run
+    from gantool.data.pack import ensure_packed
+    from gantool.terminal import print_table
+
+    with _progress() as progress:
+        data = ensure_packed(settings.data, Path(settings.runtime.data_dir), progress)
+        result = dataclasses.asdict(run(settings, data, rounds, steps, progress))
+    if form == "json":
+        print(json.dumps(result, indent=1))
+    else:
+        print_table(["measure", "value"], [[key, str(value)] for key, value in result.items()])
+    return None
+
+
+@_verb("config-schema")
+def config_schema(
+    sweep: Annotated[bool, typer.Option("--sweep", help="The schema of sweep files instead of run configs.")] = False,
+) -> int | None:
+    """Print the JSON schema of configs, for completion and checks in editors."""
+    if sweep:
+        from gantool.config.grid import SweepConfig
+
+        schema = SweepConfig.model_json_schema()
+    else:
+        from gantool.config.schema import RunConfig
+
+        schema = RunConfig.model_json_schema()
+    print(json.dumps(schema, indent=1))
+    return None

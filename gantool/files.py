@@ -14,9 +14,10 @@ from gantool.errors import GantoolError
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """A binary file to write to; it takes the name `path` only when the block ends well, else it is removed.
 
+    `durable` also waits for the disk, so that the file survives a crash of the machine; not worth it for many pictures.
     A failure of the disk (full, read-only, quota) becomes a GantoolError that names the file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -25,9 +26,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         raise GantoolError(f"{path}: cannot be written: {error.strerror or error}", _disk_hint(error)) from error
     finally:

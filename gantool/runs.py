@@ -1,12 +1,12 @@
 """The run directory: which files it has, what they mean, and the state of a run as a function of them. No torch.
 
-    config.yaml  run.json      complete config; versions, data digest, host
-    status.json                what the run is doing, replaced as it goes
-    journal.jsonl  log.txt     numbers by step; words
-    checkpoints/ snapshots/ samples/ curves.png scores/
-    stopped  cancelled         marks: left early and wants to go on; must not go on
-    result.json                the run is done
-    lock                       held (flock) by the process that trains
+config.yaml  run.json      complete config; versions, data digest, host
+status.json                what the run is doing, replaced as it goes
+journal.jsonl  log.txt     numbers by step; words
+checkpoints/ snapshots/ samples/ curves.png scores/
+stopped  cancelled         marks: left early and wants to go on; must not go on
+result.json                the run is done
+lock                       held (flock) by the process that trains
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """The existing run directory at `path`; UsageError when it is none."""
         if not (path / "config.yaml").is_file():
-            raise UsageError(f"{path}: not a run directory (it has no config.yaml)", "give a folder made by gantool train")
+            raise UsageError(
+                f"{path}: not a run directory (it has no config.yaml)", "give a folder made by gantool train"
+            )
         return cls(path)
 
     def config(self) -> RunConfig:
@@ -161,7 +163,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / "lock").open("ab")
         except OSError as error:
-            raise GantoolError(f"{self.path}: cannot be written: {error.strerror}", "check the folder's owner") from error
+            raise GantoolError(
+                f"{self.path}: cannot be written: {error.strerror}", "check the folder's owner"
+            ) from error
         with file:
             yield file
 

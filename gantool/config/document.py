@@ -39,11 +39,12 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.yaml_implicit_resolvers = {}
+_FLOAT = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
+    ("float", _FLOAT, "-+0123456789."),
 ):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
@@ -85,7 +86,8 @@ def parse_assignment(text: str) -> Document:
     try:
         node = yaml.compose(value, Loader=_StrictLoader) if value.strip() else None
     except yaml.YAMLError:
-        raise ConfigError([(name, key, f"found {value!r}, which is not a YAML value", "quote it for the shell")]) from None
+        text = f"found {value!r}, which is not a YAML value"
+        raise ConfigError([(name, key, text, "quote it for the shell")]) from None
     document = Document({}, {}, name)
     path = tuple(key.strip().split("."))
     document.tree = nest(path, None if node is None else _construct(node, path, document, lambda mark: name))
@@ -112,7 +114,9 @@ class _StrictDumper(yaml.SafeDumper):
 
 # Quote what either resolver would not read as text ('1e-4' and 'no' alike), so that other YAML readers agree too.
 _StrictDumper.yaml_implicit_resolvers = {
-    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_StrictLoader.yaml_implicit_resolvers.get(first, [])]
+    first: [
+        pair for loader in (yaml.SafeDumper, _StrictLoader) for pair in loader.yaml_implicit_resolvers.get(first, [])
+    ]
     for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_StrictLoader.yaml_implicit_resolvers}
 }
 
@@ -124,18 +128,19 @@ def _construct(node: yaml.Node, path: Path_, document: Document, mark: Any) -> A
             here, key = mark(key_node.start_mark), key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError([(here, ".".join(path), "a key must be a plain text", None)])
+            at = (*path, key)
             if key in mapping:
-                first = document.where[(*path, key)]
-                text = f"the key is written twice (first at {first})"
-                raise ConfigError([(here, ".".join((*path, key)), text, "keep one of the two")])
-            document.where[(*path, key)] = here
-            mapping[key] = _construct(value_node, (*path, key), document, mark)
+                text = f"the key is written twice (first at {document.where[at]})"
+                raise ConfigError([(here, ".".join(at), text, "keep one of the two")])
+            document.where[at] = here
+            mapping[key] = _construct(value_node, at, document, mark)
         return mapping
     if isinstance(node, yaml.SequenceNode):
         items = []
         for index, item in enumerate(node.value):
-            document.where[(*path, str(index))] = mark(item.start_mark)
-            items.append(_construct(item, (*path, str(index)), document, mark))
+            at = (*path, str(index))
+            document.where[at] = mark(item.start_mark)
+            items.append(_construct(item, at, document, mark))
         return items
     return _scalar(node, mark(node.start_mark), path)
 
@@ -152,7 +157,7 @@ def _scalar(node: yaml.Node, here: str, path: Path_) -> Any:
         if kind == "int":
             return int(text)
         if kind == "float":
-            return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").lower().replace(".nan", "nan"))
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:
         pass
     raise ConfigError([(here, ".".join(path), f"found {text!r} with the tag {node.tag!r}", "remove the tag")])

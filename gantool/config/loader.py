@@ -27,7 +27,7 @@ def load_run_config(path: Path, assignments: Sequence[str] = (), num_ranks: int 
 
 def read_run_document(path: Path, assignments: Sequence[str] = ()) -> Document:
     """The file at `path` with its `extends` parents beneath and the `--set` assignments on top, unchecked."""
-    document = _read_with_parents(path, [])
+    document = with_parents(read_document(path), path)
     if "vary" in document.tree or "base" in document.tree:
         raise UsageError(f"{path}: this is a sweep, not a run", f"start it with: gantool sweep {path}")
     return overlay(document, *map(parse_assignment, assignments))
@@ -47,7 +47,7 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     try:
         return model.model_validate(document.tree)
     except ValidationError as error:
-        items = [dict(item) for item in error.errors()]
+        items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
         deeper = [item for item in items if not any(_is_parent(item["loc"], other["loc"]) for other in items)]
         raise ConfigError([_problem(model, document, item) for item in deeper[:20]]) from None
 
@@ -63,15 +63,16 @@ def overlay(base: Document, *tops: Document) -> Document:
 
 def nested(overrides: dict[str, Any], source: Document, prefix: tuple[str, ...]) -> Document:
     """Overrides with dotted keys (`a.b: 1`), written at `prefix` of `source`, as a document to overlay."""
-    result = Document({}, {}, source.name)
-    for dotted, value in overrides.items():
-        path = tuple(dotted.split("."))
-        result.tree = _merge(result.tree, nest(path, value))
-        here = source.locate((*prefix, dotted))
-        result.where |= {path[:end]: here for end in range(1, len(path) + 1)}
-        written = (*prefix, dotted)
-        result.where |= {path + p[len(written) :]: w for p, w in source.where.items() if p[: len(written)] == written}
-    return result
+    items = (placed(dotted, value, source, (*prefix, dotted)) for dotted, value in overrides.items())
+    return overlay(Document({}, {}, source.name), *items)
+
+
+def placed(dotted: str, value: Any, source: Document, written: tuple[str, ...]) -> Document:
+    """`value`, which stands at `written` of `source`, as the document that sets the key `dotted` to it."""
+    path = tuple(dotted.split("."))
+    where = {path[:end]: source.locate(written) for end in range(1, len(path) + 1)}
+    where |= {path + p[len(written) :]: w for p, w in source.where.items() if p[: len(written)] == written}
+    return Document(nest(path, value), where, source.name)
 
 
 def nearest(word: str, choices: Sequence[str]) -> str | None:
@@ -80,8 +81,8 @@ def nearest(word: str, choices: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _read_with_parents(path: Path, children: list[Path]) -> Document:
-    document = read_document(path)
+def with_parents(document: Document, path: Path, children: Sequence[Path] = ()) -> Document:
+    """`document`, which stands in the file `path`, over the config that its `extends` names, and so on."""
     parent = document.tree.pop("extends", None)
     if parent is None:
         return document
@@ -92,12 +93,18 @@ def _read_with_parents(path: Path, children: list[Path]) -> Document:
     chain = [*children, path]
     if target.resolve() in [p.resolve() for p in chain]:
         loop = " -> ".join(p.name for p in [*chain, target])
-        raise ConfigError([(where, "extends", f"the configs extend each other in a circle: {loop}", "remove one 'extends'")])
+        text = f"the configs extend each other in a circle: {loop}"
+        raise ConfigError([(where, "extends", text, "remove one 'extends'")])
     if not target.is_file():
-        near = nearest(parent, [p.name for p in path.parent.glob("*.yaml")])
-        hint = f"did you mean '{near}'?" if near else f"the path is relative to {path.parent}"
-        raise ConfigError([(where, "extends", f"there is no file {target}", hint)])
-    return overlay(_read_with_parents(target, chain), document)
+        raise ConfigError([(where, "extends", *missing_file(target))])
+    return overlay(with_parents(read_document(target), target, chain), document)
+
+
+def missing_file(target: Path) -> tuple[str, str]:
+    """Message and hint for a config that is named in another one and not there."""
+    near = nearest(target.name, [p.name for p in target.parent.glob("*.yaml")])
+    hint = f"did you mean '{near}'?" if near else "the path is relative to the file that names it"
+    return f"there is no file {target}", hint
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -106,13 +113,14 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str):
             old = {"kind": old}  # `augment: basic` below `augment: {shift: 4}`
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            merged[key] = _merge(old, value)
-        elif isinstance(value, dict) and isinstance(old, dict) and "kind" not in old:
-            merged[key] = _merge(old, value)
-        else:
-            merged[key] = value
+        if isinstance(value, dict) and isinstance(old, dict) and _same_kind(old, value):
+            value = _merge(old, value)
+        merged[key] = value
     return merged
+
+
+def _same_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return "kind" not in old or new.get("kind", old["kind"]) == old["kind"]
 
 
 def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -> tuple[str, str, str, str | None]:
@@ -126,7 +134,8 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     if kind == "extra_forbidden":
         choices = _fields_at(model, document.tree, location[:-1])
         near = nearest(str(location[-1]), choices)
-        return (where, key, "unknown key", (f"did you mean '{near}'? " if near else "") + f"keys here: {', '.join(choices)}")
+        hint = (f"did you mean '{near}'? " if near else "") + f"keys here: {', '.join(choices)}"
+        return (where, key, "unknown key", hint)
     if kind == "missing":
         return (where, key, "this key is required", None)
     if kind == "union_tag_invalid" and isinstance(found, dict):
@@ -180,6 +189,8 @@ def _expected(kind: str, context: dict[str, Any], message: str) -> str:
 
 
 def _value_hint(kind: str, found: Any, context: dict[str, Any]) -> str | None:
+    if "hint" in context:
+        return str(context["hint"])
     if kind == "bool_type":
         return "write true or false" if isinstance(found, str) else None
     if kind == "int_type" and isinstance(found, float) and found.is_integer():
@@ -197,9 +208,8 @@ def _without_tags(tree: Any, location: Sequence[Any]) -> tuple[Any, ...]:
     """Drop the union tags that pydantic puts between the keys of a location."""
     kept: list[Any] = []
     for position, part in enumerate(location):
-        if isinstance(tree, dict) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        if in_list or (isinstance(tree, dict) and part in tree):
             tree = tree[part]
         elif position + 1 < len(location) and position > 0:
             continue
@@ -219,4 +229,4 @@ def _fields_at(model: Any, tree: Any, location: Sequence[Any]) -> list[str]:
         kind = tree.get("kind") if isinstance(tree, dict) else None
         same = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == kind]
         model = (same or models or [BaseModel])[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

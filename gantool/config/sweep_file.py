@@ -1,0 +1,88 @@
+"""What can be written in a sweep file: pydantic models, one line of text under each field.
+
+Only the form of the file is known here; what it stands for is in `grid`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from gantool.config.schema import NAME_PATTERN, Model, Positive
+
+MAX_RUNS = 20_000
+"""Most runs of one sweep: a slip of the hand should not fill a disk."""
+
+
+def _refuse(text: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("value_error", "{text}", {"text": text, "hint": hint})
+
+
+def _check_base(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise _refuse(
+            f"found {value!r}, expected the path of a run config, or a mapping", "write for example base: gan.yaml"
+        )
+    return value
+
+
+def _check_axis(value: Any) -> Any:
+    bundles = isinstance(value, dict) and all(isinstance(overrides, dict) for overrides in value.values())
+    if not isinstance(value, list) and not bundles:
+        text = "expected a list of values, or named bundles of overrides"
+        raise _refuse(text, "write for example augment: [none, basic], or big: {no: {}, yes: {generator.width: 128}}")
+    if not value:
+        raise _refuse("the axis is empty, so there would be no run at all", "give it a value, or remove the axis")
+    return value
+
+
+def _check_seeds(value: Any) -> Any:
+    hint = "write a number of seeds (3 means 0, 1, 2), or a list of different ones"
+    if isinstance(value, list):
+        if (
+            not value
+            or not all(type(seed) is int and 0 <= seed < 2**63 for seed in value)
+            or len(set(value)) < len(value)
+        ):
+            raise _refuse(f"found {value!r}, expected different whole numbers from 0 on", hint)
+        return tuple(value)
+    if value is not None and (type(value) is not int or not 1 <= value <= MAX_RUNS):
+        raise _refuse(f"found {value!r}, expected a whole number from 1 to {MAX_RUNS}, or a list", hint)
+    return value
+
+
+class ReportConfig(Model):
+    """What the table of a sweep looks at."""
+
+    metric: str | None = None
+    """The score that sorts the table and picks the best row; null: the first of the runs' `eval.metrics`."""
+    best: Literal["min", "max"] | None = None
+    """Which end of the metric is the better one; null: max for is, else min."""
+    against: dict[str, Any] = Field(default_factory=dict)
+    """Labels of the baseline, not necessarily of all axes; each row is compared with its baseline, seed by seed."""
+
+
+class SweepConfig(Model):
+    """A sweep: runs that differ in some keys and in their seeds."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Name of the sweep and of its folder; null: the file's name without its ending."""
+    base: Annotated[str | dict[str, Any], BeforeValidator(_check_base)]
+    """The run config that all runs share: a path relative to this file, or the config itself."""
+    vary: dict[str, Annotated[list[Any] | dict[str, dict[str, Any]], BeforeValidator(_check_axis)]] = Field(
+        default_factory=dict
+    )
+    """The axes: each a (dotted) config key with a list of values, or a name with named bundles of overrides. One run
+    for each combination."""
+    also: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
+    """Single runs beside the product: labels of axes, and other config keys with their value."""
+    except_: Annotated[tuple[dict[str, Any], ...], Field(strict=False, alias="except")] = ()
+    """Labels of axes, not necessarily of all: combinations to take out of the product."""
+    seeds: Annotated[int | tuple[int, ...] | None, BeforeValidator(_check_seeds)] = None
+    """Number of seeds (from 0 on) or a list of them, for every combination; null: the seed of the base."""
+    slots: Positive | None = None
+    """Runs at the same time on this machine; null: one for each GPU, or else one for each CPU (4 at most)."""
+    report: ReportConfig = ReportConfig()
+    """The table of results."""

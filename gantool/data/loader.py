@@ -1,0 +1,115 @@
+"""Batches of real images as a function of the draw: which images, how augmented, on the device in [-1, 1].
+
+Draw d takes the positions [d B, (d + 1) B) of an endless list that is one random permutation of the images after the
+other; epoch e's comes from (seed, e). So there is no loader state, and a batch is the same for any number of ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gantool import randomness
+from gantool.config.schema import AdvancedAugment, BasicAugment, NoAugment
+from gantool.data import augment
+
+
+def draw_indices(seed: int, num_images: int, batch: int, draw: int) -> np.ndarray:
+    """Image indices of draw number `draw`, int64 [batch]; over an epoch each image comes once."""
+    positions = np.arange(draw * batch, (draw + 1) * batch)
+    epochs, places = np.divmod(positions, num_images)
+    indices = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        inside = epochs == epoch
+        indices[inside] = _permutation(seed, num_images, int(epoch))[places[inside]]
+    return indices
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, num_images: int, epoch: int) -> np.ndarray:
+    return randomness.generator(seed, "order", epoch).permutation(num_images)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C], 0..255 -> float [B, C, H, W], -1..1, channels last in memory. The inverse is `to_uint8`."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [B, C, H, W], -1..1 -> uint8 [B, H, W, C], 0..255, rounded half up as StyleGAN3 does."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class RealImages:
+    """The training images on `device`; a rank takes its share of each global batch."""
+
+    def __init__(
+        self,
+        images: np.ndarray,  # uint8 [N, H, W, C], usually memory-mapped
+        settings: NoAugment | BasicAugment | AdvancedAugment,
+        seed: int,
+        batch: int,
+        device: torch.device,
+        rank: int = 0,
+        num_ranks: int = 1,
+        resident: str = "auto",
+    ) -> None:
+        assert batch % num_ranks == 0
+        self.settings, self.seed, self.batch_size, self.device = settings, seed, batch, device
+        share = batch // num_ranks
+        self.share = slice(rank * share, (rank + 1) * share)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "not writable": nothing writes to it
+            self.images = torch.from_numpy(images)
+        self.resident = device.type == "cpu" or resident == "always" or (resident == "auto" and _fits(images, device))
+        if self.resident:
+            self.images = self.images.to(device)
+        self._ahead: ThreadPoolExecutor | None = None
+        self._next: tuple[int, Future[Tensor]] | None = None
+
+    def batch(self, draw: int) -> Tensor:
+        """This rank's share of draw number `draw`: float [share, C, H, W] in [-1, 1], augmented."""
+        images = self._gather(draw) if self.resident else self._fetch(draw).to(self.device, non_blocking=True)
+        images = to_float(images)
+        if isinstance(self.settings, AdvancedAugment):
+            rng = randomness.generator(self.seed, "augment", draw)
+            draws = augment.advanced_draws(self.settings, rng, self.batch_size)[self.share]
+            images = augment.advanced(self.settings, images, torch.from_numpy(draws).to(self.device))
+        return images
+
+    def _gather(self, draw: int) -> Tensor:
+        """uint8 [share, H, W, C] from where the images lie, mirrored and shifted on the way."""
+        place = self.images.device
+        indices = draw_indices(self.seed, len(self.images), self.batch_size, draw)[self.share]
+        chosen = torch.from_numpy(indices).to(place)
+        if not isinstance(self.settings, BasicAugment):
+            return self.images[chosen]
+        rng = randomness.generator(self.seed, "augment", draw)
+        size = self.images.shape[1]
+        rows, columns = augment.basic_indices(self.settings, rng, self.batch_size, size)
+        y = torch.from_numpy(rows[self.share]).to(place)
+        x = torch.from_numpy(np.ascontiguousarray(columns[self.share])).to(place)
+        return self.images[chosen[:, None, None], y[:, :, None], x[:, None, :]]
+
+    def _fetch(self, draw: int) -> Tensor:
+        """`_gather` on the host, one draw ahead in a thread, in pinned memory where there is CUDA."""
+        self._ahead = self._ahead or ThreadPoolExecutor(1)
+        load = functools.partial(self._pinned, draw)
+        images = self._next[1].result() if self._next and self._next[0] == draw else load()
+        self._next = (draw + 1, self._ahead.submit(self._pinned, draw + 1))
+        return images
+
+    def _pinned(self, draw: int) -> Tensor:
+        images = self._gather(draw)
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+
+def _fits(images: np.ndarray, device: torch.device) -> bool:
+    if device.type == "cuda":
+        return images.nbytes < torch.cuda.mem_get_info(device)[0] / 3
+    return images.nbytes < 2**30

@@ -1,0 +1,52 @@
+"""Why a run should leave early: USR2, SIGTERM, Ctrl-C, or the coming end of its time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupts:
+    """Remembers the first signal; `reason` is asked between steps. A second Ctrl-C ends the process at once.
+
+    The environment variable GANTOOL_DEADLINE (seconds since the epoch) is the end of the time limit; the run leaves
+    `margin_seconds` before it, which the trainer sets from the measured time of a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self.margin_seconds = 10.0
+        text = os.environ.get("GANTOOL_DEADLINE", "")
+        self._deadline = float(text) if text.replace(".", "", 1).isdigit() else float("inf")
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Handle the signals within the block."""
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def pending(self) -> int:
+        """The signal that came (SIGALRM stands for the time limit), or 0."""
+        if not self.signal_number and time.time() > self._deadline - self.margin_seconds:
+            self.signal_number = int(signal.SIGALRM)
+        return self.signal_number
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = self.signal_number or number
+
+
+def describe(number: int) -> str:
+    """'SIGTERM', or 'the time limit'."""
+    return "the time limit" if number == signal.SIGALRM else signal.Signals(number).name

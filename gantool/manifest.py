@@ -1,0 +1,138 @@
+"""sweeps/<name>/sweep.json: which runs a sweep has, so that status and results need neither the sweep file nor YAML.
+
+Written before anything is started. Paths in it are relative to its own folder: it can be read from anywhere, and moved
+together with the runs. No torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gantool import files
+from gantool.config.grid import Labels, Report
+from gantool.config.schema import RunConfig
+from gantool.errors import GantoolError, UsageError
+from gantool.runs import RunDirectory, State
+
+FORMAT = 1
+FILE_NAME = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: where it is, where it stands in the grid, and its config if that is known already."""
+
+    run: RunDirectory
+    labels: Labels
+    seed: int
+    given: RunConfig | None = field(default=None, repr=False)
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The run's config; read from its directory when it was not given (a few milliseconds)."""
+        return self.given or self.run.config()
+
+    @property
+    def title(self) -> str:
+        """`basic both seed 1`."""
+        return " ".join([*self.labels.values(), f"seed {self.seed}"]) if self.labels else self.run.path.name
+
+    def state(self) -> State:
+        """The state of its run directory; `planned` while there is none."""
+        return self.run.state(self.given)
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The runs of a sweep. `folder` holds its manifest and results, `file` is the sweep file."""
+
+    name: str
+    folder: Path
+    trials: tuple[Trial, ...]
+    report: Report = field(default_factory=Report)
+    file: Path | None = None
+    slots: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def write_manifest(plan: SweepPlan) -> None:
+    """Write sweep.json, atomically; UsageError when the folder belongs to another sweep file that still exists."""
+    assert plan.file is not None
+    folder = plan.folder.resolve()
+    known = files.read_json(folder / FILE_NAME)
+    other = folder / known["file"] if isinstance(known, dict) and isinstance(known.get("file"), str) else None
+    if other is not None and other.is_file() and not (plan.file.is_file() and other.samefile(plan.file)):
+        text = f"{plan.folder}: this folder belongs to another sweep file, {Path(os.path.normpath(other))}"
+        raise UsageError(text, f"give the sweep another name: write for example 'name: {plan.name}-2' in {plan.file}")
+    trials = [
+        {
+            "run": _relative(trial.run.path, folder),
+            "labels": trial.labels,
+            "seed": trial.seed,
+            "config": trial.config.model_dump(mode="json"),
+        }
+        for trial in plan.trials
+    ]
+    report = asdict(plan.report)
+    value = {
+        "format": FORMAT,
+        "name": plan.name,
+        "file": _relative(plan.file, folder),
+        "report": report,
+        "trials": trials,
+    }
+    files.write_json(folder / FILE_NAME, value)
+
+
+def load_trials(folder: Path) -> SweepPlan:
+    """The runs in `folder`: of a sweep (its folder with sweep.json), a single run directory, or a folder of those."""
+    if (folder / FILE_NAME).is_file():
+        return _read_manifest(folder)
+    if (folder / "config.yaml").is_file():
+        return SweepPlan(folder.name, folder, (_bare_trial(folder),))
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder}: there is no such folder", "give a run directory, or the folder of a sweep or of runs"
+        )
+    runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    if not runs:
+        sweeps = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{FILE_NAME}")))
+        hint = f"sweeps here: {sweeps}" if sweeps else "give a run directory, or the folder of a sweep or of runs"
+        raise UsageError(f"{folder}: no run in this folder", hint)
+    return SweepPlan(folder.name, folder, tuple(_bare_trial(run) for run in runs))
+
+
+def _read_manifest(folder: Path) -> SweepPlan:
+    value = files.read_json(folder / FILE_NAME)
+    here = folder.resolve()
+    try:
+        assert isinstance(value, dict) and value["format"] == FORMAT
+        trials = tuple(_read_trial(item, here) for item in value["trials"])
+        return SweepPlan(value["name"], folder, trials, Report(**value["report"]), here / value["file"])
+    except (AssertionError, KeyError, TypeError, ValidationError) as error:
+        text = f"{folder / FILE_NAME}: not readable by this version of gantool"
+        raise GantoolError(text, "start the sweep again with its sweep file: that writes it anew") from error
+
+
+def _read_trial(item: dict[str, Any], here: Path) -> Trial:
+    path = Path(os.path.normpath(here / item["run"]))
+    with_working_directory = os.path.relpath(path)
+    if not with_working_directory.startswith(".."):
+        path = Path(with_working_directory)  # shorter in messages
+    return Trial(RunDirectory(path), item["labels"], item["seed"], RunConfig.model_validate(item["config"]))
+
+
+def _bare_trial(path: Path) -> Trial:
+    seed = re.search(r"-s(\d+)$", path.resolve().name)
+    return Trial(RunDirectory(path), {}, int(seed[1]) if seed else 0)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.path.relpath(path.resolve(), folder)

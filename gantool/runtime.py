@@ -1,0 +1,99 @@
+"""Devices and ranks: the only file that knows accelerate.
+
+Gradients and numbers are averaged over ranks as one flat buffer; the networks are not wrapped, so that several passes,
+penalties with double backward and frozen players need no special care.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
+
+from gantool.config.schema import RuntimeConfig
+from gantool.errors import UsageError
+
+
+class Runtime:
+    """This process: its device, its rank among `num_ranks`, and what ranks do together."""
+
+    def __init__(self, settings: RuntimeConfig, folder: str = ".") -> None:
+        kind = _choose_device(settings.device)
+        trackers: list[Any] = list(settings.trackers)
+        # The other ranks wait while rank 0 scores, which may take longer than the default half hour.
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+        self._accelerator = Accelerator(
+            cpu=kind == "cpu", log_with=trackers or None, project_dir=folder, kwargs_handlers=[patience]
+        )
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.num_ranks: int = self._accelerator.num_processes
+        self.is_main = self.rank == 0
+        self._tracking = bool(trackers)
+        torch.set_num_threads(num_threads(settings.threads))
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace float tensors of the same shapes on all ranks by their mean over the ranks."""
+        if self.num_ranks == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.num_ranks
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+    def highest(self, value: int) -> int:
+        """The highest `value` of all ranks; also a barrier."""
+        if self.num_ranks == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def start_tracking(self, name: str, config: dict[str, Any]) -> None:
+        """Open the trackers of the config, if any, on rank 0."""
+        if self._tracking:
+            flat = {k: v for k, v in config.items() if isinstance(v, (int, float, str, bool))}
+            self._accelerator.init_trackers(name, flat)
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        """Send numbers to the trackers, if any."""
+        if self._tracking:
+            self._accelerator.log(values, step)
+
+    def finish(self) -> None:
+        """Close the trackers and leave the process group."""
+        self._accelerator.end_training()
+
+
+def num_threads(wanted: int) -> int:
+    """CPU threads for this process: `wanted`, else OMP_NUM_THREADS, else its CPUs shared by the local processes."""
+    if wanted:
+        return wanted
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for a single process that samples or scores; UsageError when it is not there."""
+    return torch.device(_choose_device(wanted))
+
+
+def _choose_device(wanted: str) -> str:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[wanted]:
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise UsageError(f"device {wanted} is not available here (found: {found})", "set runtime.device to auto")
+    return wanted

@@ -1,0 +1,190 @@
+"""The verb `sweep`: plan the runs of a sweep file, start what is missing, gather the scores.
+
+Starting is reconciling: the states of the run directories say what is missing, so the same command continues, retries
+and extends, and never runs a trial twice. It does not know how a trial is trained, only its command line, its
+directory and its exit code. No torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gantool.config.grid import read_grid
+from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRun
+from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
+from gantool.manifest import SweepPlan, Trial, write_manifest
+from gantool.progress import Progress
+from gantool.results import Row, collect, number_text, write_results
+from gantool.runs import RunDirectory, State
+
+TRAIN = (sys.executable, "-m", "gantool", "train")
+_TO_START: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
+_FAILED: frozenset[State] = frozenset({"failed", "diverged"})
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What became of every trial, in the order of the plan, and the scores there are."""
+
+    plan: SweepPlan
+    outcomes: tuple[Outcome, ...]
+    rows: tuple[Row, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The trials that failed or diverged, now or earlier."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state in _FAILED)
+
+    @property
+    def exit_code(self) -> int:
+        """1: some failed; 75: some are still run by another process, so run the command again; else 0."""
+        if self.failed:
+            return EXIT_FAILED
+        return EXIT_INTERRUPTED if any(outcome.state == "running" for outcome in self.outcomes) else EXIT_DONE
+
+
+def plan(path: Path, assignments: Sequence[str] = (), folder: Path = Path("sweeps")) -> SweepPlan:
+    """The runs of the sweep file at `path`, all of them checked; writes nothing. `folder` holds all sweeps.
+
+    ConfigError lists all problems. `assignments` (`a.b=c`) change the base of every run.
+    """
+    grid = read_grid(path, assignments)
+    trials = tuple(
+        Trial(
+            RunDirectory(Path(point.config.runtime.runs_dir) / point.config.run_id),
+            point.labels,
+            point.config.seed,
+            point.config,
+        )
+        for point in grid.points
+    )
+    return SweepPlan(grid.name, folder / grid.name, trials, grid.report, path, grid.slots, grid.notes)
+
+
+def describe(plan: SweepPlan) -> dict[State, list[Trial]]:
+    """The trials by state, the states in the order in which they first occur; writes nothing."""
+    found: dict[State, list[Trial]] = {}
+    for trial in plan.trials:
+        found.setdefault(trial.state(), []).append(trial)
+    return found
+
+
+def missing(plan: SweepPlan, retry_failed: bool = False) -> list[Trial]:
+    """The trials that `run` would start."""
+    wanted = _TO_START | _FAILED if retry_failed else _TO_START
+    return [trial for state, trials in describe(plan).items() for trial in trials if state in wanted]
+
+
+def run(
+    plan: SweepPlan,
+    progress: Progress,
+    *,
+    slots: int | None = None,
+    retry_failed: bool = False,
+    command: Sequence[str] = TRAIN,
+) -> SweepOutcome:
+    """Start what is missing on this machine, wait for it, write the results to the sweep's folder.
+
+    A trial that fails does not stop the others; one that failed earlier is started only with `retry_failed`.
+    `command` gets the run directory as its last word. Raises InterruptedRun after a stop signal, with all saved.
+    """
+    write_manifest(plan)
+    for note in plan.notes:
+        progress.say(note)
+    wanted = _TO_START | _FAILED if retry_failed else _TO_START
+    found = {trial.run.path: trial.state() for trial in plan.trials}
+    todo = [trial for trial in plan.trials if found[trial.run.path] in wanted]
+    left_alone = [
+        _earlier(trial, found[trial.run.path]) for trial in plan.trials if found[trial.run.path] not in wanted
+    ]
+    chosen = choose_slots(todo, slots or plan.slots)
+    progress.say(_summary(plan, todo, left_alone, chosen))
+    teller = _Teller(plan, progress, len(left_alone))
+    for outcome in left_alone:
+        if outcome.state in _FAILED:
+            teller.tell(outcome, "earlier; to start it again: --retry-failed")
+    runner = LocalRunner(chosen, command, wanted.__contains__, teller.start, teller.end, teller.step)
+    num_signals = runner.run(todo)
+    rows = collect(plan.trials)
+    written = write_results(plan, rows)
+    if any(outcome.state == "stopped" for outcome in runner.outcomes) or len(runner.outcomes) < len(todo):
+        raise _interrupted(plan, runner.outcomes, num_signals)
+    by_path = {outcome.trial.run.path: _latest(outcome) for outcome in [*left_alone, *runner.outcomes]}
+    return SweepOutcome(plan, tuple(by_path[trial.run.path] for trial in plan.trials), tuple(rows), tuple(written))
+
+
+def _latest(outcome: Outcome) -> Outcome:
+    """What another process ran may have ended in the meantime."""
+    done = outcome.state == "running" and outcome.trial.state() == "done"
+    return Outcome(outcome.trial, "done") if done else outcome
+
+
+def _earlier(trial: Trial, state: State) -> Outcome:
+    if state not in _FAILED:
+        return Outcome(trial, state)
+    return Outcome(trial, state, str(trial.run.status().get("message", "")), last_output(trial.run))
+
+
+def _summary(plan: SweepPlan, todo: list[Trial], left_alone: list[Outcome], slots: Slots) -> str:
+    states = [outcome.state for outcome in left_alone]
+    parts = [f"{len(todo)} to run", *(f"{states.count(state)} {state}" for state in dict.fromkeys(states))]
+    where = f"{len(slots.gpus)} GPU{'s' if len(slots.gpus) > 1 else ''}" if slots.gpus else "CPU"
+    how = f"; {slots.count} at once on {where}, {slots.threads} threads each" if todo else ""
+    return f"sweep {plan.name}: {len(plan.trials)} runs: {', '.join(parts)}{how}"
+
+
+def _interrupted(plan: SweepPlan, outcomes: Sequence[Outcome], num_signals: int) -> InterruptedRun:
+    num_stopped = sum(outcome.state == "stopped" for outcome in outcomes)
+    how = "killed" if num_signals > 1 else "stopped and saved"
+    num_open = sum(trial.state() != "done" for trial in plan.trials)
+    text = f"sweep {plan.name}: {num_stopped} running trials were {how}; {num_open} of {len(plan.trials)} are not done"
+    return InterruptedRun(text, "run the same command to continue")
+
+
+class _Teller:
+    """Says a line at each start and end, and keeps the bar of trials."""
+
+    def __init__(self, plan: SweepPlan, progress: Progress, num_ended: int) -> None:
+        self.progress, self.metric = progress, plan.report.metric
+        self.num_ended, self.total = num_ended, len(plan.trials)
+
+    def start(self, trial: Trial, gpu: str | None) -> None:
+        self.progress.say(f"{'start':<9}{trial.title}" + (f"  GPU {gpu}" if gpu is not None else ""))
+
+    def end(self, outcome: Outcome) -> None:
+        self.num_ended += 1
+        self.tell(outcome, f"{self.num_ended}/{self.total}")
+        self.step(None, None)
+
+    def tell(self, outcome: Outcome, place: str) -> None:
+        parts = [f"{outcome.state:<9}{place}", outcome.trial.title, *self._score(outcome)]
+        parts += [outcome.cause] if outcome.cause else []
+        parts += [time_text(outcome.seconds)] if outcome.seconds else []
+        self.progress.say("  ".join(parts))
+        for line in outcome.output:
+            self.progress.say(f"    {line}")
+
+    def step(self, num_running: int | None, seconds_left: float | None) -> None:
+        detail = f"{num_running} running" if num_running is not None else ""
+        detail += f", about {time_text(seconds_left)} left" if seconds_left is not None else ""
+        self.progress.step("trials", self.num_ended, self.total, detail)
+
+    def _score(self, outcome: Outcome) -> list[str]:
+        rows = collect([outcome.trial]) if outcome.state == "done" and self.metric else []
+        return [f"{self.metric} {number_text(row.values[self.metric])}" for row in rows if self.metric in row.values]
+
+
+def time_text(seconds: float) -> str:
+    """`38 s`, `12 min`, `3 h 05 min`, `2 d 04 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"

@@ -1,0 +1,368 @@
+"""`gantool train`: one run from its directory to its end. State is a function of the step, so a run that was stopped,
+killed or preempted goes on to the same bits as one that was not.
+
+In the loop maintenance comes first (report, grid, snapshot, checkpoint, leave), then one phase for each player.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import gantool
+from gantool import checkpoint, files, losses, randomness, sample
+from gantool.config.schema import RunConfig, duration_in_steps
+from gantool.data.loader import RealImages
+from gantool.data.pack import PackedDataset
+from gantool.errors import DivergedError, GantoolError, InterruptedRun
+from gantool.interrupts import Interrupts, describe
+from gantool.models.layers import iterate_spectral_norms
+from gantool.progress import Progress
+from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest
+from gantool.runtime import Runtime
+from gantool.state import State
+
+SCALARS = ("loss_d", "loss_g", "penalty", "logit_real", "logit_fake", "accuracy_real", "accuracy_fake")
+"""The numbers of a step, in the order of `State.pending`: losses, mean logits, share of right signs."""
+
+Scorer = Callable[[Path], list[dict[str, Any]]]
+"""Given the last snapshot, its scores as JSON values."""
+
+
+def train(
+    run: RunDirectory, config: RunConfig, data: PackedDataset, runtime: Runtime, progress: Progress, score: Scorer
+) -> None:
+    """Train `run` to its end, from its newest checkpoint if there is one; then score it and write result.json.
+
+    A finished run is left as it is. Raises InterruptedRun after a signal (the state is saved), DivergedError when a
+    loss is no longer finite, RunBusy when another process trains the run, GantoolError when the data changed.
+    """
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if runtime.is_main:
+            try:
+                stack.enter_context(run.lock())
+            except RunBusy as busy:
+                refused = busy
+        if runtime.highest(int(refused is not None)):
+            raise refused or RunBusy(f"{run.path}: another process is training this run")
+        result = run.result()
+        if result is None:
+            Trainer(run, config, data, runtime, progress).run_to_end()
+        if runtime.is_main and (result is None or result.get("eval") != eval_digest(config)):
+            _score_and_finish(run, config, progress, score)
+        runtime.highest(0)
+
+
+def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, score: Scorer) -> None:
+    last = run.snapshots()[-1]
+    total = int(checkpoint.read_facts(last)["step"])
+    try:
+        scores = score(last) if config.eval else []
+    except GantoolError as error:
+        run.write_status("failed", total, total, message=error.message)
+        raise
+    seconds = sum(row.get("seconds", 0) for row in Journal(run.path / "journal.jsonl").rows())
+    result = {"step": total, "seconds": round(seconds, 3), "snapshot": str(last.relative_to(run.path))}
+    files.write_json(run.path / "result.json", result | {"scores": scores, "eval": eval_digest(config)})
+    run.write_status("done", total, total)
+
+
+class Trainer:
+    """The loop and its state."""
+
+    def __init__(
+        self, run: RunDirectory, config: RunConfig, data: PackedDataset, runtime: Runtime, progress: Progress
+    ) -> None:
+        self.run, self.config, self.data, self.runtime, self.progress = run, config, data, runtime, progress
+        images, _ = data.split("train")
+        self.num_images = len(images)
+        self.total = self._steps(config.steps)
+        every = config.runtime
+        self.every = {
+            "log": self._steps(every.log_every),
+            "sample": self._steps(every.sample_every),
+            "snapshot": self._steps(every.snapshot_every),
+            "checkpoint": self._steps(every.checkpoint_every),
+        }
+        self.state = State(config, runtime.device)
+        self.loss = losses.LOSSES[config.loss.kind]
+        self.real = RealImages(
+            images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,
+            every.resident,
+        )  # fmt: skip
+        # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
+        self.one_pass = config.discriminator.norm != "batch"
+        self.journal = Journal(run.path / "journal.jsonl")
+        self.interrupts = Interrupts()
+        self.rate = 0.0
+        self._window_start = self._status_time = time.monotonic()
+        self._window_step = self._saved_step = 0
+
+    def run_to_end(self) -> None:
+        """Resume, then alternate maintenance and the two players until the last step is done and saved."""
+        self._resume()
+        state, runtime = self.state, self.runtime
+        runtime.start_tracking(self.run.path.name, self.config.model_dump(mode="json"))
+        with self.interrupts.caught():
+            try:
+                self.maintain()
+                while state.step < self.total:
+                    self.train_step()
+                    self.maintain()
+            except GantoolError as error:
+                if runtime.is_main and not isinstance(error, InterruptedRun):
+                    kind = "diverged" if isinstance(error, DivergedError) else "failed"
+                    self.run.write_status(kind, state.step, self.total, self.rate, error.message)
+                raise
+        if runtime.is_main:
+            self.run.write_status("running", self.total, self.total, self.rate, "scoring")
+
+    def train_step(self) -> None:
+        """One phase for each player, then the average."""
+        numbers = self.train_discriminator()
+        numbers[SCALARS.index("loss_g")] = self.train_generator()
+        self.state.pending.append(numbers)
+        self.state.step += 1
+        self.state.update_ema()
+
+    def train_discriminator(self) -> Tensor:
+        """`n_dis` updates of the discriminator; returns the step's numbers, float32 [len(SCALARS)] on the device."""
+        state, config = self.state, self.config
+        state.discriminator.requires_grad_(True)
+        sums = torch.zeros(len(SCALARS), device=self.runtime.device)
+        for update in range(config.n_dis):
+            real = self.real.batch(state.step * config.n_dis + update)
+            with torch.no_grad():
+                fake = state.generator(self.latents("noise_d", state.step, update))
+            iterate_spectral_norms(state.discriminator)
+            if self.one_pass:
+                real_logits, fake_logits = state.discriminator(torch.cat([real, fake])).chunk(2)
+            else:
+                real_logits, fake_logits = state.discriminator(real), state.discriminator(fake)
+            loss = self.loss.discriminator(real_logits, fake_logits)
+            mix = self.share(randomness.generator(config.seed, "mix", state.step, update).random, ())
+            extra = losses.penalty(config.penalty, state.discriminator, real, fake, mix)
+            self._update("discriminator", loss + extra)
+            with torch.no_grad():
+                ends = [real_logits.mean(), fake_logits.mean(), (real_logits > 0).float().mean()]
+                numbers = [loss.detach(), loss.new_zeros(()), extra.detach(), *ends, (fake_logits < 0).float().mean()]
+                sums += torch.stack(numbers)
+        return sums / config.n_dis
+
+    def train_generator(self) -> Tensor:
+        """One update of the generator; returns its loss."""
+        state = self.state
+        state.discriminator.requires_grad_(False)
+        iterate_spectral_norms(state.generator)
+        loss = self.loss.generator(state.discriminator(state.generator(self.latents("noise_g", state.step))))
+        self._update("generator", loss)
+        return loss.detach()
+
+    def latents(self, stream: str, *counters: int) -> Tensor:
+        """This rank's share of the latent vectors of a global batch: float32 [batch / ranks, latent_dim]."""
+        draw = randomness.generator(self.config.seed, stream, *counters).standard_normal
+        return self.share(draw, (self.config.generator.latent_dim,))
+
+    def share(self, draw: Callable[..., np.ndarray], shape: tuple[int, ...]) -> Tensor:
+        """This rank's rows of one draw for the whole global batch, on the device."""
+        values = draw((self.config.batch, *shape), dtype=np.float32)[self.real.share]
+        return torch.from_numpy(values).to(self.runtime.device, non_blocking=True)
+
+    def _update(self, player: str, loss: Tensor) -> None:
+        optimizer = self.state.optimizers[player]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = getattr(self.state, player).parameters()
+        self.runtime.average([p.grad for p in parameters if p.grad is not None])
+        optimizer.step()
+
+    def maintain(self) -> None:
+        """What is due at this step: report, sample grid, snapshot, checkpoint; and leaving, when there is a reason."""
+        step, final = self.state.step, self.state.step == self.total
+        signal_number = self._agreed_signal(final)
+        leaving = bool(signal_number) and not final
+        save = (self._due("checkpoint") or final or leaving) and step > self._saved_step
+        self.progress.step("train", step, self.total, self._detail())
+        if self.state.pending and (self._due("log") or final):
+            self.report()
+        if self._due("sample") or step == 0 or final:
+            self._grid()
+        if (self._due("snapshot") or final) and step > 0:
+            self._snapshot()
+        if save:
+            self._checkpoint()
+        if leaving:
+            self._leave(signal_number)
+
+    def _due(self, what: str) -> bool:
+        return self.state.step > 0 and self.state.step % self.every[what] == 0
+
+    def _agreed_signal(self, final: bool) -> int:
+        """The signal the ranks leave for, the same on all of them; several ranks ask each other every 10 steps."""
+        alone = self.runtime.num_ranks == 1
+        if alone or final or self.state.step % 10 == 0:
+            return self.runtime.highest(self.interrupts.pending())
+        return 0
+
+    def report(self) -> None:
+        """Average the pending numbers into a journal row; DivergedError when one is not finite."""
+        mean = torch.stack(self.state.pending).mean(0)
+        self.runtime.average([mean])
+        values = dict(zip(SCALARS, mean.tolist(), strict=True))
+        self._check_finite(values)
+        self.state.pending = []
+        now, step = time.monotonic(), self.state.step
+        seconds = now - self._window_start
+        self.rate = (step - self._window_step) * self.config.batch * self.config.n_dis / max(seconds, 1e-9)
+        self._window_start, self._window_step = now, step
+        self._numbers = f"D {values['loss_d']:.3f}  G {values['loss_g']:.3f}"
+        if self.runtime.is_main:
+            row = {"step": step, **values, "seconds": round(seconds, 4), "images_per_second": round(self.rate, 2)}
+            self.journal.append(row)
+            if now - self._status_time > 1:
+                self.run.write_status("running", step, self.total, self.rate)
+                self._status_time = now
+        self.runtime.track(values, step)
+
+    _numbers = ""
+
+    def _detail(self) -> str:
+        return f"{self._numbers}  {self.rate:.0f} images/s" if self._numbers else ""
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong or not self.state.finite():
+            what = f"{' and '.join(wrong)} became NaN or infinite" if wrong else "a weight became NaN or infinite"
+            kept = self.run.snapshots()
+            hint = "lower the learning rates, or change the loss or the norms; " + (
+                f"the last good snapshot is {kept[-1]}" if kept else "there is no snapshot before it"
+            )
+            raise DivergedError(f"{self.run.path}: {what} by step {self.state.step}", hint)
+
+    def _grid(self) -> None:
+        if self.runtime.is_main:
+            rows, columns = sample.parse_grid(self.config.runtime.grid)
+            latent_dim, seed = self.config.generator.latent_dim, self.config.seed
+            parts = sample.generate_with(self.state.ema, latent_dim, 0, rows * columns, seed)
+            picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
+            sample.save_grid(self.run.folder("samples") / f"step-{self.state.step:08d}.png", picture)
+
+    def _snapshot(self) -> None:
+        self._check_finite({})
+        if self.runtime.is_main:
+            facts = {
+                "kind": "snapshot",
+                "step": self.state.step,
+                "ema": self.config.ema.decay > 0,
+                "config": self.config.model_dump(mode="json"),
+                "data": self._data_facts(),
+                "version": gantool.__version__,
+            }
+            path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
+            checkpoint.save(path, self.state.ema.state_dict(), facts)
+            from gantool.report.curves import draw_curves
+
+            draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)
+
+    def _data_facts(self) -> dict[str, Any]:
+        shape = list(self.data.images.shape[1:])
+        return {
+            "digest": self.data.digest,
+            "title": self.data.title,
+            "classes": self.data.classes,
+            "image_shape": shape,
+        }
+
+    def _checkpoint(self) -> None:
+        began = time.monotonic()
+        if self.state.pending:
+            self._check_finite(dict(zip(SCALARS, torch.stack(self.state.pending).mean(0).tolist(), strict=True)))
+        if self.runtime.num_ranks > 1 and self.state.pending:
+            pending = torch.stack(self.state.pending)
+            self.runtime.average([pending])
+            self.state.pending = list(pending)
+        if self.runtime.is_main:
+            folder = self.run.folder("checkpoints")
+            facts = {
+                "kind": "checkpoint",
+                "step": self.state.step,
+                "fingerprint": self.config.fingerprint,
+                "seed": self.config.seed,
+                "data": self.data.digest,
+            }
+            checkpoint.save(checkpoint.step_file(folder, self.state.step), self.state.tensors(), facts)
+            checkpoint.keep_newest(folder, 2)
+        self._saved_step = self.state.step
+        self.interrupts.margin_seconds = max(10.0, 2 * (time.monotonic() - began))
+
+    def _leave(self, signal_number: int) -> None:
+        why = describe(signal_number)
+        if self.runtime.is_main:
+            self.run.mark("stopped", why)
+            self.run.write_status("stopped", self.state.step, self.total, self.rate, f"stopped by {why}")
+        hint = f"go on with: gantool train {self.run.path}"
+        raise InterruptedRun(f"{self.run.path}: stopped by {why} at step {self.state.step}, everything is saved", hint)
+
+    def _resume(self) -> None:
+        """Take the newest whole checkpoint, if any, and bring the files of the run back to its step."""
+        found = checkpoint.newest_whole(self.run.path / "checkpoints")
+        # All ranks have read their file before rank 0 changes anything.
+        self.runtime.highest(0)
+        if found:
+            tensors, facts, messages = found
+            for message in messages:
+                self.progress.say(f"passed over: {message}")
+            if tensors:
+                self._check_same(facts)
+                self.state.load(tensors, facts["step"])
+                self.progress.say(f"resuming at step {self.state.step} of {self.total}")
+        self._saved_step = self._window_step = self.state.step
+        self._window_start = time.monotonic()
+        if self.runtime.is_main:
+            self.journal.rewind(self.state.step)
+            for folder in ("snapshots", "samples"):
+                for path in (self.run.path / folder).glob("step-*"):
+                    if int(path.name.split(".")[0].removeprefix("step-")) > self.state.step:
+                        path.unlink()
+            self.run.unmark("stopped")
+            self.run.write_status("running", self.state.step, self.total)
+            files.write_json(self.run.path / "run.json", self._identity())
+
+    def _check_same(self, facts: dict[str, Any]) -> None:
+        for what, found, expected in (
+            ("config", facts.get("fingerprint"), self.config.fingerprint),
+            ("seed", facts.get("seed"), self.config.seed),
+            ("data", facts.get("data"), self.data.digest),
+        ):
+            if found != expected:
+                text = f"{self.run.path}: the {what} is not the one the checkpoint was made with"
+                hint = f"found {expected}, the checkpoint has {found}; restore it, or train in another runs_dir"
+                raise GantoolError(text, hint)
+
+    def _identity(self) -> dict[str, Any]:
+        device = self.runtime.device
+        return {
+            "fingerprint": self.config.fingerprint,
+            "data": self._data_facts(),
+            "versions": {
+                "gantool": gantool.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "host": platform.node(),
+            "num_ranks": self.runtime.num_ranks,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _steps(self, duration: int | str) -> int:
+        return duration_in_steps(duration, self.config.batch * self.config.n_dis, self.num_images)
