@@ -19,7 +19,7 @@ from torch import Tensor
 from gantool import files
 from gantool.errors import GantoolError
 
-_HEADER = "gantool"
+_FACTS, _FACTS_DIGEST = "gantool", "gantool-facts-sha256"
 
 
 class DamagedFile(GantoolError):
@@ -30,7 +30,8 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """Write `tensors` (any device) and `facts` (JSON values) to `path`, atomically; returns the digest."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = digest_tensors(tensors)
-    header = {_HEADER: json.dumps({**facts, "digest": digest})}
+    text = json.dumps({**facts, "digest": digest})
+    header = {_FACTS: text, _FACTS_DIGEST: hashlib.sha256(text.encode()).hexdigest()}
     blob = safetensors.torch.save(tensors, header)
     with files.atomic_file(path) as file:
         file.write(blob)
@@ -56,12 +57,15 @@ def read_facts(path: Path) -> dict[str, Any]:
     """The facts in the header alone, without reading the tensors; DamagedFile when it is no file of `save`."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(_HEADER, "")
+            header = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path}: cannot be read: {error}", _HINT) from None
-    if not header:
+    text = header.get(_FACTS)
+    if text is None:
         raise DamagedFile(f"{path}: a safetensors file, but not one of gantool's", "give a file from snapshots/")
-    facts = json.loads(header)
+    if hashlib.sha256(text.encode()).hexdigest() != header.get(_FACTS_DIGEST):
+        raise DamagedFile(f"{path}: damaged: the digest of its header is wrong", _HINT)
+    facts = json.loads(text)
     assert isinstance(facts, dict)
     return facts
 

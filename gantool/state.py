@@ -78,9 +78,14 @@ class State:
         for player, optimizer in self.optimizers.items():
             prefix, values = f"optimizer.{player}.", optimizer.state_dict()
             values["state"] = {}
+            parameters = list(getattr(self, player).parameters())
             for name, value in tensors.items():
                 if name.startswith(prefix):
                     index, key = name[len(prefix) :].split(".", 1)
+                    like = parameters[int(index)]
+                    if value.shape == like.shape:
+                        # The fused kernels walk through memory: moments must lie as their weight does (channels last).
+                        value = torch.empty_like(like, device="cpu").copy_(value)
                     values["state"].setdefault(int(index), {})[key] = value
             optimizer.load_state_dict(values)
         device = next(self.generator.parameters()).device

@@ -109,9 +109,12 @@ def dump_yaml(tree: Any) -> str:
 
 
 class _StrictDumper(yaml.SafeDumper):
-    pass
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape what has no glyph: plain and single-quoted scalars fold some line breaks (U+0085) into spaces."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
+_StrictDumper.add_representer(str, _StrictDumper.represent_str)
 # Quote what either resolver would not read as text ('1e-4' and 'no' alike), so that other YAML readers agree too.
 _StrictDumper.yaml_implicit_resolvers = {
     first: [

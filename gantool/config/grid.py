@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from gantool.config.document import Document, parse_assignment, read_document
 from gantool.config.loader import (
+    UNKNOWN_KEY,
     missing_file,
     nearest,
     nested,
@@ -25,7 +26,7 @@ from gantool.config.loader import (
     validate_run,
     with_parents,
 )
-from gantool.config.schema import RunConfig
+from gantool.config.schema import RunConfig, format_error_key
 from gantool.config.sweep_file import MAX_RUNS, ReportConfig, SweepConfig
 from gantool.errors import ConfigError, UsageError
 
@@ -84,9 +85,11 @@ def read_grid(path: Path, assignments: Sequence[str] = (), num_ranks: int = 1) -
     name = sweep.name or path.stem
     validate(SweepConfig, Document({"name": name, "base": {}}, source.where, source.name))  # the stem may be unfit
     changes = [parse_assignment(text) for text in assignments]
-    cells = _Reader(sweep, source).cells(changes)
+    reader = _Reader(sweep, source)
+    cells = reader.cells(changes)
     base = overlay(Document({"name": name}, {}, source.name), _read_base(sweep.base, source, path), *changes)
-    points, notes = _unique(sweep.seeds, cells, _validated(base, cells, num_ranks), source)
+    configs = _validated(base, cells, num_ranks, reader.key_lines())
+    points, notes = _unique(sweep.seeds, cells, configs, source)
     return Grid(name, points, _report(sweep.report, points, source), sweep.slots, notes)
 
 
@@ -132,7 +135,7 @@ class _Reader:
         taken_out = [self._except(entry, ("except", str(i))) for i, entry in enumerate(self.sweep.except_)]
         singles = [self._single(entry, ("also", str(i))) for i, entry in enumerate(self.sweep.also)]
         if self.problems:
-            raise ConfigError(self.problems)
+            raise ConfigError(list(dict.fromkeys(self.problems)))
         cells = [cell for cell in self._product() if not any(fits(cell[0], labels) for labels in taken_out)]
         if not cells + singles:
             raise ConfigError(
@@ -140,8 +143,12 @@ class _Reader:
             )
         return cells + singles
 
+    def key_lines(self) -> dict[str, str]:
+        """Where each axis that is a config key was named."""
+        return {name: self.source.locate(("vary", name)) for name, axis in self.axes.items() if axis.is_key}
+
     def _problem(self, at: tuple[str, ...], text: str, hint: str) -> None:
-        self.problems.append((self.source.locate(at), ".".join(at), text, hint))
+        self.problems.append((self.source.locate(at), _key(at), text, hint))
 
     def _axis(self, key: str, values: Any) -> _Axis:
         settings: dict[str, Document] = {}
@@ -197,7 +204,7 @@ class _Reader:
             ):
                 if key in document.tree:
                     text = f"'{key}' cannot be varied"
-                    self.problems.append((document.locate((key,)), ".".join(at), text, hint))
+                    self.problems.append((document.locate((key,)), _key(at), text, hint))
         for axis in self.axes.values():
             top = axis.name.split(".")[0]
             if axis.is_key and top in ("eval", "runtime"):
@@ -208,7 +215,7 @@ class _Reader:
         """No key is set by two axes, and none by `--set` in vain."""
         owners: dict[str, str] = {}
         for axis in self.axes.values():
-            for key in {key for document in axis.settings.values() for key in _leaves(document.tree)}:
+            for key in dict.fromkeys(key for document in axis.settings.values() for key in _leaves(document.tree)):
                 if owners.setdefault(key, axis.name) != axis.name:
                     text = f"the axes '{owners[key]}' and '{axis.name}' both set {key}"
                     self._problem(("vary", axis.name), text, "leave it to one of them")
@@ -235,7 +242,7 @@ def unknown_labels(
     """A problem for each key of `entry` that is no axis, and for each value that is no label of its axis."""
     problems: list[_Problem] = []
     for key, value in entry.items():
-        where, name, label = source.locate((*at, key)), ".".join((*at, key)), label_of(value)
+        where, name, label = source.locate((*at, key)), _key((*at, key)), label_of(value)
         if key not in choices:
             near = nearest(key, list(choices))
             hint = (f"did you mean '{near}'? " if near else "") + f"axes: {', '.join(choices) or 'none'}"
@@ -247,6 +254,10 @@ def unknown_labels(
     return problems
 
 
+def _key(at: tuple[str, ...]) -> str:
+    return format_error_key(tuple(int(part) if part.isdigit() else part for part in at))
+
+
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[str]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -255,15 +266,16 @@ def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[str]:
             yield above + key
 
 
-def _validated(base: Document, cells: list[_Cell], num_ranks: int) -> list[RunConfig]:
+def _validated(base: Document, cells: list[_Cell], num_ranks: int, key_lines: dict[str, str]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     found: dict[_Problem, list[Labels]] = {}
     for labels, documents in cells:
         try:
             configs.append(validate_run(overlay(base, *documents), num_ranks))
         except ConfigError as error:
-            for problem in error.problems:
-                found.setdefault(problem, []).append(labels)
+            for where, key, text, hint in error.problems:
+                line = key_lines.get(key, where) if text == UNKNOWN_KEY else where  # the value's line, else
+                found.setdefault((line, key, text, hint), []).append(labels)
     if found:
         raise ConfigError([_said_once(problem, labels, len(cells)) for problem, labels in found.items()])
     return configs

@@ -17,6 +17,7 @@ from gantool.config.schema import RunConfig, format_error_key, rank_problems
 from gantool.errors import ConfigError, UsageError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+UNKNOWN_KEY = "unknown key"
 
 
 def load_run_config(path: Path, assignments: Sequence[str] = (), num_ranks: int = 1) -> RunConfig:
@@ -49,7 +50,9 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     except ValidationError as error:
         items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
         deeper = [item for item in items if not any(_is_parent(item["loc"], other["loc"]) for other in items)]
-        raise ConfigError([_problem(model, document, item) for item in deeper[:20]]) from None
+        found = [_problem(model, document, item) for item in deeper[:20]]
+        places = list(document.where.values())  # in the order of the file
+        raise ConfigError(sorted(found, key=lambda p: places.index(p[0]) if p[0] in places else -1)) from None
 
 
 def overlay(base: Document, *tops: Document) -> Document:
@@ -135,7 +138,7 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
         choices = _fields_at(model, document.tree, location[:-1])
         near = nearest(str(location[-1]), choices)
         hint = (f"did you mean '{near}'? " if near else "") + f"keys here: {', '.join(choices)}"
-        return (where, key, "unknown key", hint)
+        return (where, key, UNKNOWN_KEY, hint)
     if kind == "missing":
         return (where, key, "this key is required", None)
     if kind == "union_tag_invalid" and isinstance(found, dict):
@@ -171,6 +174,7 @@ _EXPECTED = {
     "string_type": "a text",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "model_attributes_type": "a kind or a mapping",
     "list_type": "a list",
     "tuple_type": "a list",
     "greater_than": "more than {gt}",
@@ -191,6 +195,8 @@ def _expected(kind: str, context: dict[str, Any], message: str) -> str:
 def _value_hint(kind: str, found: Any, context: dict[str, Any]) -> str | None:
     if "hint" in context:
         return str(context["hint"])
+    if kind == "duration" and isinstance(found, str) and found.strip().isdigit():
+        return "remove the quotes"
     if kind == "bool_type":
         return "write true or false" if isinstance(found, str) else None
     if kind == "int_type" and isinstance(found, float) and found.is_integer():

@@ -130,19 +130,19 @@ def pack(data: DataConfig, data_dir: Path, source: Path | None, progress: Progre
         labels, splits = original.labels[kept], _splits_kept(original, kept, bad)
         np.save(labels_file, labels)
         shape = (len(labels), size, size, channels)
+        digest = _digest(Path(images_file.name), shape, labels)
         facts = {
             "format": _FORMAT,
             "title": original.title,
             "shape": shape,
             "classes": original.classes,
             "splits": splits,
-            "digest": _digest(Path(images_file.name), shape, labels),
+            "digest": digest,
             "source": str(source) if source else None,
             "left_out": bad,
         }
         json_file.write(json.dumps(facts, indent=1).encode())
-        # From here to the rename of the new json the dataset is not whole; the old json must not say it is.
-        _json_path(path).unlink(missing_ok=True)
+        _forget_other(_json_path(path), digest)
     _tell_left_out(bad, progress)
     return open_packed(data, data_dir)
 
@@ -153,6 +153,13 @@ def _json_path(path: Path) -> Path:
 
 def _labels_path(path: Path) -> Path:
     return path.with_suffix(".labels.npy")
+
+
+def _forget_other(json_path: Path, digest: str) -> None:
+    """Until all three files have their names, an old json must not vouch for new images (the same ones are fine)."""
+    old = files.read_json(json_path)
+    if not isinstance(old, dict) or old.get("digest") != digest:
+        json_path.unlink(missing_ok=True)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -1,0 +1,39 @@
+# `make` lists the targets. Everything happens in .venv, made on first use with $(PYTHON).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types unit bench clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gantool needs Python 3.10 or later; found " + sys.version.split()[0] + ". Use: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/installed  ## Make .venv and install gantool with the development tools
+
+demo: install  ## Train and score 8 small GANs on `shapes` and print their table (under 8 minutes on 2 cores)
+	$(BIN)/gantool sweep configs/quickstart.yaml
+
+test: lint types unit  ## Lint, types and tests: what CI runs
+
+lint: install  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy, strict
+	$(BIN)/mypy
+
+unit: install  ## pytest
+	$(BIN)/python -m pytest
+
+bench: install  ## Measure the trainer against a bare loop on this machine
+	$(BIN)/gantool bench configs/bench.yaml
+
+clean:  ## Remove .venv and caches (never data, runs or sweeps)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,135 @@
+"""Images to features, and streams of images to statistics.
+
+A network is always run on blocks of the same shape, the last one padded, so features do not depend on how the caller
+cut the images into batches (on the CPU to the last bit; cuDNN and BLAS choose their algorithm by shape). Float32
+without TF32, channels last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gantool.errors import GantoolError
+from gantool.metrics.moments import Moments
+from gantool.progress import Progress
+
+Images = npt.NDArray[np.uint8]
+
+
+class Features(NamedTuple):
+    """What an extractor sees in n images."""
+
+    pooled: Tensor  # float32 [n, feature_dim]
+    logits: Tensor  # float32 [n, num_logits]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A fixed network that turns images into features, and what identifies its numbers."""
+
+    name: str
+    digest: str  # SHA-256 of its weights
+    protocol: str  # what it does to the images, and where the features are taken: 'tf1-bilinear|u8|pool3-2048|w=...'
+    logits_protocol: str  # the same for the logits
+    feature_dim: int
+    num_logits: int
+    block: int  # images per run of the network
+    device: torch.device
+    network: Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 [block, H, W, C] -> (pooled, logits)
+    notes: tuple[str, ...] = ()  # warnings for every score
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images [n, H, W, C], 0..255; the result is on the extractor's device."""
+        assert images.dtype == torch.uint8 and images.ndim == 4 and len(images), (images.dtype, images.shape)
+        pooled, logits = [], []
+        with exact_float32():
+            for part in images.to(self.device).split(self.block):
+                padding = part[-1:].expand(self.block - len(part), -1, -1, -1)
+                found = self.network(torch.cat([part, padding]))
+                pooled.append(found[0][: len(part)])
+                logits.append(found[1][: len(part)])
+        return Features(torch.cat(pooled), torch.cat(logits))
+
+
+@dataclass
+class Statistics:
+    """What the scores are computed from; numbers only."""
+
+    moments: Moments
+    logits: npt.NDArray[np.float32]  # [n, num_logits], in the order of the images; [0, num_logits] when not kept
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.moments.count
+
+
+def collect(
+    images: Iterable[Tensor], extractor: Extractor, num: int, progress: Progress, what: str, keep_logits: bool = True
+) -> Statistics:
+    """Statistics of exactly `num` images, given as uint8 tensors [n, H, W, C] of any n; nothing but logits is kept.
+
+    GantoolError when the features are not finite or there are fewer images.
+    """
+    moments = Moments.empty(extractor.feature_dim)
+    logits = np.empty((num if keep_logits else 0, extractor.num_logits), np.float32)
+    done = 0
+    progress.step(what, 0, num)
+    for block in reblock(images, extractor.block):
+        found = extractor(block[: num - done])
+        moments.add(found.pooled.cpu().numpy())
+        end = done + len(found.pooled)
+        if keep_logits:
+            logits[done:end] = found.logits.cpu().numpy()
+            if not np.isfinite(logits[done:end]).all():
+                raise GantoolError("found logits that are NaN or infinite", "the extractor's weights are broken")
+        done = end
+        progress.step(what, done, num)
+        if done == num:
+            return Statistics(moments, logits)
+    raise GantoolError(f"found {done} images, expected {num}")
+
+
+def reblock(images: Iterable[Tensor], block: int) -> Iterator[Tensor]:
+    """The same images in the same order, `block` at a time (the last: what is left), so that every image is always
+    computed at the same place of its block."""
+    waiting: list[Tensor] = []
+    for part in images:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= block:
+            *whole, rest = torch.cat(waiting).split(block)
+            waiting = [rest]
+            if len(rest) == block:
+                whole.append(rest)
+                waiting = []
+            yield from whole
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def batches(images: Images, indices: npt.NDArray[np.int64], size: int = 256) -> Iterator[Tensor]:
+    """The images at `indices` (ascending) of a memory-mapped array, as uint8 tensors [<= size, H, W, C]."""
+    for start in range(0, len(indices), size):
+        yield torch.from_numpy(np.array(images[indices[start : start + size]]))
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 products in float32 (no TF32, no bfloat16), by algorithms that give the same bits each time; the settings
+    of before come back afterwards."""
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)

@@ -1,0 +1,63 @@
+"""Fixtures: small packed data, small configs, and real `gantool` processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = """\
+name: tiny
+data: {name: shapes, size: 8}
+generator: {latent_dim: 8, width: 4, max_width: 8}
+discriminator: {width: 4, max_width: 8}
+batch: 8
+steps: 40
+runtime: {device: cpu, threads: 1, log_every: 5, sample_every: 1000, snapshot_every: 20, checkpoint_every: 10, grid: 2x2}
+"""
+
+Gantool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `shapes` packed at 8x8."""
+    from gantool.config.schema import DataConfig
+    from gantool.data.pack import ensure_packed
+    from gantool.progress import Silent
+
+    folder = tmp_path_factory.mktemp("data")
+    ensure_packed(DataConfig(name="shapes", size=8), folder, Silent())
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, data_dir: Path) -> Path:
+    """A run config of a few seconds, with its folders below tmp_path."""
+    path = tmp_path / "tiny.yaml"
+    text = TINY.replace("grid: 2x2}", f"grid: 2x2, data_dir: {data_dir}, runs_dir: {tmp_path / 'runs'}}}")
+    path.write_text(text)
+    return path
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """`gantool ARGUMENTS` as a real process with one CPU thread."""
+    command = [sys.executable, "-m", "gantool", *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.fixture
+def gantool() -> Gantool:
+    """Run `gantool ARGUMENTS` to its end: its exit code, stdout and stderr."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = start(*arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run

@@ -1,0 +1,75 @@
+"""Several processes give the numbers of one, at equal global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Gantool, start
+from test_resume import sets, train_whole
+
+from gantool import checkpoint
+
+NORM_FREE = ("generator.norm=none", "discriminator.norm=none", "steps=20", "augment=advanced", "penalty=gp", "n_dis=2")
+BATCH_NORM = ("generator.norm=batch", "discriminator.norm=batch", "steps=20", "augment=basic")
+
+
+@pytest.mark.parametrize(("options", "tolerance"), [(NORM_FREE, 1e-5), (BATCH_NORM, 1e-4)], ids=["norm-free", "batch"])
+def test_two_ranks_equal_one(
+    options: tuple[str, ...], tolerance: float, gantool: Gantool, tiny: Path, tmp_path: Path
+) -> None:
+    # A large eps keeps Adam from blowing rounding up where a gradient is all but zero.
+    words = sets((*options, "optimizer.generator.eps=1e-3", "optimizer.discriminator.eps=1e-3"))
+    one = train_whole(gantool, tiny, *words, "--set", f"runtime.runs_dir={tmp_path / 'one'}")
+    two = train_whole(gantool, tiny, *words, "--nproc", "2")
+    assert one.name == two.name
+    a, _ = checkpoint.load(sorted((one / "snapshots").glob("*"))[-1])
+    b, _ = checkpoint.load(sorted((two / "snapshots").glob("*"))[-1])
+    for name in a:
+        torch.testing.assert_close(a[name].float(), b[name].float(), atol=tolerance, rtol=tolerance)
+    rows = [[json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()] for run in (one, two)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for left, right in zip(*rows, strict=True):
+        assert left["loss_d"] == pytest.approx(right["loss_d"], abs=10 * tolerance)
+        assert left["accuracy_real"] == pytest.approx(right["accuracy_real"], abs=1e-6)
+
+
+def test_ranks_agree_on_a_step_when_one_gets_the_signal(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    process = start("train", tiny, "--nproc", "2", *sets(("steps=100000",)))
+    run = next(iter_run(tmp_path / "runs"))
+    while not (run / "journal.jsonl").exists() and process.poll() is None:
+        time.sleep(0.02)
+    ranks = children_of(process.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGUSR2)
+    process.communicate(timeout=120)
+    assert process.returncode == 75
+    status = json.loads((run / "status.json").read_text())
+    facts = checkpoint.read_facts(sorted((run / "checkpoints").glob("*"))[-1])
+    assert status["state"] == "stopped" and facts["step"] == status["step"]
+
+
+def iter_run(folder: Path):  # type: ignore[no-untyped-def]
+    while True:
+        found = [path for path in folder.glob("*") if path.is_dir()]
+        if found:
+            yield found[0]
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the direct children, oldest first."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_torch(gantool: Gantool, tiny: Path) -> None:
+    refused = gantool("train", tiny, "--nproc", "3")
+    assert refused.returncode == 2
+    assert "batch: found 8, which 3 processes cannot share equally" in refused.stderr
+    assert "set batch to 6 or 9" in refused.stderr

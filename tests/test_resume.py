@@ -1,0 +1,140 @@
+"""A run that was killed, stopped or damaged ends with the same bits as one that was not; real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Gantool, start
+
+from gantool import checkpoint
+
+STEPS = 200
+SETS = (f"steps={STEPS}", "runtime.checkpoint_every=50", "runtime.snapshot_every=100", "ema.decay=0.9")
+VARIANTS = {
+    "dcgan": (),
+    "residual": ("generator.residual=true", "discriminator.residual=true", "augment=advanced", "loss=hinge", "n_dis=2"),
+    "spectral": (
+        "generator.spectral_norm=true",
+        "discriminator.spectral_norm=true",
+        "discriminator.norm=none",
+        "augment=basic",
+        "penalty=r1",
+    ),
+}
+
+
+def sets(values: tuple[str, ...]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def final_state(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The tensors of the last checkpoint, and the journal without its times."""
+    tensors, facts = checkpoint.load(sorted((run / "checkpoints").glob("*.safetensors"))[-1])
+    assert facts["step"] == STEPS
+    rows = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    return tensors, [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (a, rows_a), (b, rows_b) = final_state(one), final_state(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert rows_a == rows_b
+    assert [row["step"] for row in rows_a] == list(range(5, STEPS + 1, 5))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def journal_step(run: Path) -> int:
+    try:
+        return int(json.loads((run / "journal.jsonl").read_text().splitlines()[-1])["step"])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def train_whole(gantool: Gantool, config: Path, *options: str) -> Path:
+    done = gantool("train", config, *options)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def interrupt(number: int, run: Path, config: Path, at_step: int, *options: str) -> int:
+    """Start training, send a signal once the journal has passed `at_step`, return the exit code."""
+    process = start("train", config, *options)
+    wait_for(lambda: journal_step(run) >= at_step or process.poll() is not None)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_in_the_middle_is_bit_equal(variant: str, gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    options = sets(SETS + VARIANTS[variant])
+    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
+    run = tmp_path / "runs" / whole.name
+    assert interrupt(signal.SIGKILL, run, tiny, 110, *options) == -signal.SIGKILL
+    assert not (run / "result.json").exists()
+    again = gantool("train", tiny, *options)
+    assert again.returncode == 0 and "resuming at step" in again.stderr
+    assert_same(whole, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_saves_leaves_with_75_and_goes_on_equal(
+    number: int, gantool: Gantool, tiny: Path, tmp_path: Path
+) -> None:
+    options = sets(SETS)
+    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
+    run = tmp_path / "runs" / whole.name
+    assert interrupt(number, run, tiny, 60, *options) == 75
+    assert (run / "stopped").read_text() == signal.Signals(number).name
+    status = json.loads((run / "status.json").read_text())
+    saved = checkpoint.read_facts(sorted((run / "checkpoints").glob("*"))[-1])["step"]
+    assert status["state"] == "stopped" and status["step"] == saved  # nothing of the work is lost
+    assert gantool("train", run).returncode == 0
+    assert not (run / "stopped").exists()
+    assert_same(whole, run)
+
+
+def test_truncated_checkpoint_falls_back_to_the_one_before(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    options = sets(SETS)
+    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
+    run = tmp_path / "runs" / whole.name
+    assert interrupt(signal.SIGTERM, run, tiny, 120, *options) == 75
+    newest = sorted((run / "checkpoints").glob("*"))[-1]
+    size = random.randrange(newest.stat().st_size)
+    newest.write_bytes(newest.read_bytes()[:size])
+    again = gantool("train", run)
+    assert again.returncode == 0, (size, again.stderr)
+    assert "passed over" in again.stderr and newest.name in again.stderr
+    assert_same(whole, run)
+
+
+def test_five_random_kills_leave_no_gap_and_no_double_in_the_journal(
+    gantool: Gantool, tiny: Path, tmp_path: Path
+) -> None:
+    options = sets((*SETS, "runtime.checkpoint_every=15"))
+    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
+    run = tmp_path / "runs" / whole.name
+    for kill in range(5):
+        interrupt(signal.SIGKILL, run, tiny, 20 + 30 * kill + random.randrange(20), *options)
+    assert gantool("train", run).returncode == 0
+    assert_same(whole, run)
+
+
+def test_the_time_limit_stops_a_run_like_a_signal(gantool: Gantool, tiny: Path) -> None:
+    stopped = gantool("train", tiny, GANTOOL_DEADLINE=str(time.time()))
+    assert stopped.returncode == 75 and "stopped by the time limit" in stopped.stderr
+    assert gantool("train", tiny).returncode == 0
