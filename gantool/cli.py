@@ -340,12 +340,14 @@ def evaluate(
             if (run / "config.yaml").is_file():
                 evaluation.write_score(run, score)
             scores.append(score)
-    _print_rows(evaluation.score_rows(scores), form, [score.to_json() for score in scores])
+    rows = evaluation.score_rows(scores)
+    notes = [str(row[key]) for row in rows for key in ("protocol", "warnings") if row.get(key)]
+    _print_rows(rows, form, [score.to_json() for score in scores], "\n".join(dict.fromkeys(notes)))
     return None
 
 
-def _print_rows(rows: list[dict[str, Any]], form: str, full: Any) -> None:
-    """Rows of numbers and texts on stdout; `full` is what --format json prints."""
+def _print_rows(rows: list[dict[str, Any]], form: str, full: Any, caption: str = "") -> None:
+    """Rows of numbers and texts on stdout; `full` is what --format json prints, `caption` stands below a table."""
     from gantool.results import to_csv, to_markdown
     from gantool.terminal import print_table
 
@@ -358,14 +360,82 @@ def _print_rows(rows: list[dict[str, Any]], form: str, full: Any) -> None:
     else:
         headers = [key for key in rows[0] if key not in ("protocol", "warnings")] if rows else []
         cells = [[_cell(row[key]) for key in headers] for row in rows]
-        protocols = dict.fromkeys(str(row["protocol"]) for row in rows if row.get("protocol"))
-        print_table(headers, cells, "\n".join(protocols))
+        print_table(headers, cells, caption)
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+@_verb("sweep")
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A sweep config.")],
+    assignments: Assignments = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: the sweep's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, what is done and what is missing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Start failed and diverged runs again too.")] = False,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+) -> int | None:
+    """Run what is missing of a grid of runs, then print the table. The same command continues, retries and extends."""
+    from gantool import results
+    from gantool import sweep as verb
+    from gantool.data.pack import ensure_packed
+    from gantool.status import plan_states
+
+    _choose("--format", form, ("table", "json", "csv", "markdown"))
+    plan = verb.plan(config, assignments or [])
+    if dry_run:
+        _print_states(plan_states(plan), form)
+        return None
+    with _progress() as progress:
+        for data, folder in {(trial.config.data, trial.config.runtime.data_dir) for trial in plan.trials}:
+            ensure_packed(data, Path(folder), progress)
+        outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed)
+        for path in outcome.files:
+            progress.say(f"written: {path}")
+        progress.say(f"grids, curves and snapshots: <run>/samples, <run>/curves.png, <run>/snapshots in {_runs_dirs(plan)}")
+    _print_results(plan, outcome.rows, form, results)
+    return outcome.exit_code
+
+
+def _runs_dirs(plan: Any) -> str:
+    return ", ".join(dict.fromkeys(str(trial.run.path.parent) for trial in plan.trials))
+
+
+def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
+    from gantool.terminal import print_table
+
+    if form == "json":
+        print(results.sweep_json(plan, rows), end="")
+    elif form == "csv":
+        print(results.to_csv(results.flat(rows)), end="")
+    elif form == "markdown":
+        print(results.sweep_markdown(plan, rows), end="")
+    else:
+        print_table(*results.table(results.grouped(rows, plan.report), plan.report), results.caption(plan, rows))
+
+
+@_verb("status")
+def status(
+    folder: Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")],
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+) -> int | None:
+    """What every run is doing, from its files alone."""
+    from gantool.status import trial_states
+
+    _choose("--format", form, ("table", "json", "csv", "markdown"))
+    _print_states(trial_states(folder), form)
+    return None
+
+
+def _print_states(statuses: Any, form: str) -> None:
+    """One line for each run, and how many are in each state."""
+    from gantool.status import counts, status_rows
+
+    summary = f"{len(statuses)} runs: " + ", ".join(f"{n} {state}" for state, n in counts(statuses).items())
+    _print_rows(status_rows(statuses), form, [row for row in status_rows(statuses)], summary)
 
 
 @_verb("bench")

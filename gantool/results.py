@@ -289,13 +289,29 @@ def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
         baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
         lines.append(f"Difference: {plan.report.metric} against {baseline}, paired by seed.")
     missing = [row for row in rows if not row.values]
-    lines += ["", f"Without a score: {len(missing)}.", ""] if missing else [""]
-    lines += [f"- `{row.run}`: {row.state}" for row in missing]
+    lines += ["", f"Runs without a score: {len(missing)} of {len(rows)}.", ""] if missing else [""]
+    lines += [f"- `{row.run}`: {row.state}" for row in missing if row.state != "done"]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     for digest, group in protocols.items():
         lines += ["", f"Protocol {digest} ({group.data_title}): `{json.dumps(group.protocol)}`"]
     lines += [f"- warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
     return "\n".join(lines) + "\n"
+
+
+def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
+    """What stands below the table on a terminal: how to read it, what is missing, the protocols, the warnings."""
+    groups = grouped(rows, plan.report)
+    lines = ["mean ± sample standard deviation (number of seeds)"]
+    if plan.report.metric and any(group.best for group in groups):
+        lines[0] += f"; * the {plan.report.best} of {plan.report.metric} within a protocol"
+    if any(group.difference for group in groups):
+        baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
+        lines.append(f"difference: {plan.report.metric} against {baseline}, paired by seed")
+    lines += [f"without a score: {row.run} ({row.state})" for row in rows if not row.values]
+    protocols = {group.protocol_digest: group for group in groups if group.spreads}
+    lines += [f"protocol {digest} ({group.data_title}): {group.protocol}" for digest, group in protocols.items()]
+    lines += [f"warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
+    return "\n".join(lines)
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gantool.config.grid import Labels
 from gantool.errors import GantoolError
@@ -99,3 +100,24 @@ def _left(trial: Trial, step: int | None, total: int | None, rate: float | None)
     if step is None or total is None or rate is None:
         return None
     return max(0, total - step) * trial.config.batch * trial.config.n_dis / rate
+
+
+def status_rows(statuses: list[TrialStatus]) -> list[dict[str, Any]]:
+    """One plain mapping a trial, for tables: run, state, progress, speed, time left, scores, message."""
+    names = dict.fromkeys(name for status in statuses for name in status.scores)
+    return [
+        {
+            "run": str(status.run),
+            **status.labels,
+            "seed": status.seed,
+            "state": status.state,
+            "step": status.step,
+            "of": status.total,
+            "images/s": status.images_per_second,
+            "left s": status.left_seconds and round(status.left_seconds),
+            "silent s": status.silent_seconds and round(status.silent_seconds),
+            **{name: status.scores.get(name) for name in names},
+            "message": status.message,
+        }
+        for status in statuses
+    ]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import datasets
+from torchvision.transforms import functional as transforms
 
 from gantool.config.schema import KNOWN_DATASETS, DataConfig
 from gantool.data import cifar
@@ -76,21 +77,18 @@ def test_emnist_is_the_balanced_part_turned_upright(tmp_path: Path) -> None:
 
 def test_idx_layouts_are_all_the_same(tmp_path: Path) -> None:
     write_mnist(tmp_path / "flat")
+    contents = {file.name: file.read_bytes() for file in (tmp_path / "flat").iterdir()}
     digests = set()
-    for layout in ("flat", "raw", "MNIST/raw", "gzipped", "dotted"):
-        for file in sorted((tmp_path / "flat").iterdir()):
-            target = tmp_path / "in" / layout / layout / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            content = file.read_bytes()
+    for number, layout in enumerate(("", "raw", "MNIST", "MNIST/raw", "gzipped", "dotted")):
+        root = tmp_path / str(number)
+        folder = root if layout in ("gzipped", "dotted") else root / layout
+        folder.mkdir(parents=True)
+        for name, content in contents.items():
             if layout == "gzipped":
-                target.with_name(target.name + ".gz").write_bytes(gzip.compress(content))
-            elif layout == "dotted":
-                target.with_name(target.name.replace("-idx", ".idx")).write_bytes(content)
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
             else:
-                target.write_bytes(content)
-        root = tmp_path / "in" / layout
-        source = root if layout in ("raw", "MNIST/raw") else root / layout
-        digests.add(packed("mnist", tmp_path / layout.replace("/", "_"), source).digest)
+                (folder / (name.replace("-idx", ".idx") if layout == "dotted" else name)).write_bytes(content)
+        digests.add(packed("mnist", root, root).digest)
     assert len(digests) == 1
 
 
@@ -391,7 +389,8 @@ def test_celeba_splits_crop_and_places(celeba: Path, tmp_path: Path) -> None:
     order = [1, 4, 5, 7, 2, 6, 3]
     for number, image in zip(order, dataset.images, strict=True):
         original = Image.open(celeba / "img_align_celeba" / f"{number:06d}.jpg")
-        expected = ImageOps.fit(original, (64, 64), Image.Resampling.LANCZOS)  # also the centred 178x178
+        square = transforms.center_crop(original, [178, 178])
+        expected = transforms.resize(square, [64, 64], transforms.InterpolationMode.LANCZOS)
         assert np.array_equal(image, np.asarray(expected))
     images = archive_of(celeba / "img_align_celeba", "zip")
     zipped = tmp_path / "zipped"

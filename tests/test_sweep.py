@@ -77,7 +77,7 @@ try:
             if stop or step == rule.get("preempt_after", 10**9) * starts or rule.get("stuck_at") == step:
                 save()
                 run.mark("stopped")
-                leave(75, "stopped", step)
+                leave(75, "stopped", step, f"signals {[int(number) for number in stop]}")
             time.sleep(rule.get("seconds", 0.0))
             with open(run.path / "steps.txt", "a") as file:
                 file.write(f"{step}\\n")
@@ -159,7 +159,9 @@ class Place:
 
     def drive(self) -> subprocess.Popen[str]:
         command = [sys.executable, "driver.py"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.path)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.path, start_new_session=True
+        )
 
     def finish(self) -> None:
         """What a whole sweep would leave, without any process."""
@@ -302,9 +304,11 @@ def test_stop_signal_saves_all_and_the_same_command_continues(place: Place, numb
     place.behave(all={"seconds": 0.4})
     driver = place.drive()
     wait_for(lambda: len(place.log("begin")) == 2, driver)
-    driver.send_signal(number)
+    os.killpg(driver.pid, number)  # as a terminal does: to the whole group
     words, _ = driver.communicate(timeout=60)
     assert driver.returncode == 75, words
+    stopped = [trial.run.status() for trial in plan(Path("grid.yaml")).trials if trial.state() == "stopped"]
+    assert [status["message"] for status in stopped] == ["signals [15]"] * 2  # once, and through the sweep alone
     assert "run the same command to continue" in words and "2 running trials were stopped and saved" in words
     assert sorted(place.states()) == ["planned", "planned", "stopped", "stopped"]
     assert (place.path / "sweeps/grid/results.md").exists()
