@@ -103,7 +103,7 @@ class _Child:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    start_new_session=False,
+                    start_new_session=True,
                 )
         except OSError as error:
             raise GantoolError(

@@ -27,14 +27,14 @@ def prepare(data: DataConfig, runtime: RuntimeConfig, progress: Progress) -> Pac
             progress.say(f"{error.message}; packing it again")
     else:
         if verify(dataset):
-            progress.say(f"{_describe(dataset)}: already packed")
+            progress.say(f"already packed: {_describe(dataset)}")
             return dataset
         progress.say(f"{dataset.path}: does not have the digest it was packed with; packing it again")
     dataset = pack(data, data_dir, Path(runtime.source) if runtime.source else None, progress)
-    progress.say(f"{_describe(dataset)}: packed")
+    progress.say(f"packed {_describe(dataset)}")
     return dataset
 
 
 def _describe(dataset: PackedDataset) -> str:
     splits = " + ".join(f"{end - start} {name}" for name, (start, end) in dataset.splits.items())
-    return f"{dataset.title}, {splits} images ({dataset.path}, {dataset.images.nbytes / 1e6:.1f} MB)"
+    return f"{dataset.title}: {splits} images ({dataset.path}, {dataset.images.nbytes / 1e6:.1f} MB)"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gantool.config.document import dump_yaml, parse_assignment, parse_document, read_document
@@ -226,6 +226,7 @@ PLAIN = st.recursive(
 
 
 @settings(max_examples=60, deadline=None)
+@example({"a": "\x85", "\u2028": "x\ny", "b": "no", "c": "1e-4", "d": "# no comment", "e": " ", "f": ""})
 @given(st.dictionaries(st.text(), PLAIN, min_size=1, max_size=4))
 def test_dumped_yaml_reads_back_the_same(tree: dict[str, Any]) -> None:
     text = dump_yaml(tree)

@@ -99,7 +99,7 @@ def test_shapes_are_the_same_picture_at_any_size_and_block(monkeypatch: pytest.M
     small, large = first(32), first(128)
     reduced = large.reshape(60, 32, 4, 32, 4, 3).mean(axis=(2, 4))
     assert np.abs(reduced - small).mean() < 1.5
-    assert np.abs(reduced - small).max() < 64  # a pixel with a corner in it
+    assert np.abs(reduced - small).max() < 110  # less than half of the contrast, where a pixel holds the tip of a star
     monkeypatch.setattr(shapes, "_BLOCK_PIXELS", 7 * 32 * 32)
     assert np.array_equal(first(32), small)
 
@@ -237,7 +237,7 @@ def test_prepare_skips_what_is_right_and_repairs_what_is_not(tmp_path: Path) -> 
     first.path.unlink()
     assert verify(prepare(MINE, runtime, told))
     words = "\n".join(told.words)
-    assert [words.count(text) for text in (": packed", "already packed", "does not have the digest", "damaged")] == [
+    assert [words.count(text) for text in ("packed mine", "already packed", "does not have the digest", "damaged")] == [
         3,
         1,
         1,
@@ -462,10 +462,10 @@ def test_a_data_dir_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    """400 images of 512x512, 315 MB packed, cost far less than that."""
+    """250 images of 512x512, 197 MB packed, cost far less than that."""
     (tmp_path / "in").mkdir()
     Image.new("RGB", (512, 512), (1, 2, 3)).save(tmp_path / "in" / "0.png")
-    for number in range(1, 400):
+    for number in range(1, 250):
         (tmp_path / "in" / f"{number}.png").hardlink_to(tmp_path / "in" / "0.png")
     code = """
         import sys
@@ -482,7 +482,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
         assert verify(pack(DataConfig(name="mine", size=512), Path(sys.argv[1]), Path(sys.argv[2]), Silent()))
         print(peak() - before)
     """
-    assert float(in_subprocess(code, tmp_path / "data", tmp_path / "in")) < 120
+    assert float(in_subprocess(code, tmp_path / "data", tmp_path / "in")) < 100
 
 
 def test_the_limit_of_one_file_is_more_than_any_photograph() -> None:

@@ -62,7 +62,7 @@ def test_idx_agrees_with_torchvision(name: str, reader: str, tmp_path: Path) -> 
         images, labels = dataset.split(split)
         assert np.array_equal(images[..., 0], theirs.data.numpy())
         assert np.array_equal(labels, theirs.targets.numpy())
-    assert dataset.title == name
+    assert dataset.title == f"{name} (1250 train + 30 test images)"  # not the published 60,000
     expected = tuple("0123456789") if name == "mnist" else tuple(theirs.classes)
     assert dataset.classes == expected
 
@@ -119,6 +119,7 @@ def test_resized_like_pil(tmp_path: Path) -> None:
 def test_official_fashion_mnist(tmp_path: Path) -> None:
     dataset = packed("fashion_mnist", tmp_path, FASHION_MNIST)
     known = KNOWN_DATASETS["fashion_mnist"]
+    assert dataset.title == "fashion_mnist"
     assert dataset.splits == {"train": (0, known.num_train), "test": (known.num_train, 70_000)}
     assert np.bincount(dataset.split("train")[1]).tolist() == [6000] * 10
     for prefix, split in (("train", "train"), ("t10k", "test")):
@@ -213,7 +214,7 @@ def test_cifar_agrees_with_torchvision(name: str, tmp_path: Path, monkeypatch: p
         assert np.array_equal(images, theirs.data)
         assert labels.tolist() == theirs.targets
     assert list(dataset.classes) == theirs.classes
-    assert dataset.title == name
+    assert dataset.title.startswith(f"{name} (") and "JPEG" not in dataset.title
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -335,7 +336,7 @@ def test_a_known_dataset_from_images_says_so(suffix: str, title: str, tmp_path: 
     names = [f"{split}/class{n}/{i}.{suffix}" for split in ("train", "test") for n in range(10) for i in range(2)]
     root = write_tree(tmp_path / "in", names, size=(32, 32))
     dataset = packed("cifar10", tmp_path, root)
-    assert dataset.title == title
+    assert dataset.title == f"{title} (20 train + 20 test images)"
     assert dataset.splits == {"train": (0, 20), "test": (20, 40)}
     expected = np.asarray(Image.open(root / "train" / "class0" / f"1.{suffix}"))
     assert np.array_equal(dataset.images[1], expected)
@@ -385,7 +386,7 @@ def test_celeba_splits_crop_and_places(celeba: Path, tmp_path: Path) -> None:
     dataset = packed("celeba", tmp_path, celeba)
     assert dataset.splits == {"train": (0, 4), "valid": (4, 6), "test": (6, 7)}
     assert dataset.classes == () and set(dataset.labels.tolist()) == {-1}
-    assert dataset.title == "celeba"
+    assert dataset.title == "celeba (4 train + 2 valid + 1 test images)"
     order = [1, 4, 5, 7, 2, 6, 3]
     for number, image in zip(order, dataset.images, strict=True):
         original = Image.open(celeba / "img_align_celeba" / f"{number:06d}.jpg")

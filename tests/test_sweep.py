@@ -29,11 +29,15 @@ from gantool.status import trial_states
 from gantool.sweep import SweepOutcome, describe, plan, run, time_text
 
 FAKE_TRIAL = """
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from gantool.files import read_json, write_json
 from gantool.runs import RunDirectory, RunBusy, eval_digest
 
+if sys.argv[1] == "--hold":  # another process that trains this run
+    with RunDirectory(Path(sys.argv[2])).lock():
+        print("held", flush=True)
+        time.sleep(60)
 run = RunDirectory.open(Path(sys.argv[1]))
 config = run.config()
 rules = (read_json(Path("behaviour.json")) or {})
@@ -52,6 +56,10 @@ def leave(code, state, step, message=""):
     sys.stdout.flush()
     os._exit(code)
 
+if rule.get("lose_race"):
+    holder = subprocess.Popen([sys.executable, sys.argv[0], "--hold", sys.argv[1]], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    Path("holder.txt").write_text(str(holder.pid))
 try:
     with run.lock():
         if run.result() is not None and run.result()["eval"] == eval_digest(config):
@@ -357,6 +365,18 @@ def test_two_sweeps_at_once_share_the_work(place: Place) -> None:
     assert not any("failed" in text for text in words), words
     wait_for(lambda: place.states() == ["done"] * 4)
     assert place.each_step_once() and max(Counter(place.log("begin")).values()) == 1
+
+
+def test_trial_that_another_process_took_first_is_running_there(place: Place) -> None:
+    (place.path / "grid.yaml").write_text(GRID.replace("seeds: 2", "seeds: 1"))
+    place.behave(none_0={"lose_race": True})
+    outcome = place.sweep()
+    assert [o.state for o in outcome.outcomes] == ["running", "done"]
+    assert outcome.exit_code == 75 and not outcome.failed and len(place.log("busy")) == 1
+    os.kill(int((place.path / "holder.txt").read_text()), signal.SIGKILL)
+    place.behave()
+    wait_for(lambda: place.states() == ["planned", "done"])
+    assert place.sweep().exit_code == 0
 
 
 def test_cancelled_is_left_alone_and_other_scores_are_made_anew(place: Place) -> None:

@@ -49,7 +49,7 @@ class PackedDataset:
     classes: tuple[str, ...]  # () when there are no labels
     splits: dict[str, tuple[int, int]]  # {"train": (0, 50000), "test": (50000, 60000)}; always has "train"
     digest: str  # sha256 (hex) over shape, images and labels
-    title: str  # what stands beside numbers: "cifar10", or "cifar10 (JPEG)" when it was not packed from official files
+    title: str  # what stands beside numbers: "cifar10", or "cifar10 (JPEG)" when not from official files
 
     def split(self, name: str) -> tuple[Pixels, Labels]:
         """Images and labels of one split, as views; DataError when there is no such split."""
@@ -133,7 +133,7 @@ def pack(data: DataConfig, data_dir: Path, source: Path | None, progress: Progre
         digest = _digest(Path(images_file.name), shape, labels)
         facts = {
             "format": _FORMAT,
-            "title": original.title,
+            "title": _title(original.title, data, splits),
             "shape": shape,
             "classes": original.classes,
             "splits": splits,
@@ -268,6 +268,15 @@ def _splits_kept(source: Source, kept: npt.NDArray[np.bool_], bad: list[str]) ->
         if not count:
             raise DataError(f"{source.title}: no image of the {name} split can be read, e.g. {bad[0]}")
     return splits_of(counts)
+
+
+def _title(title: str, data: DataConfig, splits: dict[str, tuple[int, int]]) -> str:
+    """A known dataset with other numbers of images than published must not pass for it."""
+    counts = {name: end - start for name, (start, end) in splits.items()}
+    published = {"train": data.known.num_train, "test": data.known.num_test} if data.known else {}
+    if all(counts.get(name, count) == count for name, count in published.items()):
+        return title
+    return f"{title} ({' + '.join(f'{count} {name}' for name, count in counts.items())} images)"
 
 
 def _tell_left_out(bad: list[str], progress: Progress) -> None:

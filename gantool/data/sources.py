@@ -20,7 +20,8 @@ from gantool.errors import DataError
 def open_source(data: DataConfig, path: Path) -> Source:
     """The original images of dataset `data.name` at `path`; DataError when they are not there or not as published."""
     try:
-        path.stat()
+        if path.stat() and path.is_file():
+            path.open("rb").close()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", "check the path of --source") from error
     if data.name == "celeba":

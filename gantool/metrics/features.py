@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gantool.errors import GantoolError
-from gantool.metrics.moments import Moments
+from gantool.metrics.moments import Moments, Statistics
 from gantool.progress import Progress
 
 Images = npt.NDArray[np.uint8]
@@ -52,25 +52,12 @@ class Extractor:
         assert images.dtype == torch.uint8 and images.ndim == 4 and len(images), (images.dtype, images.shape)
         pooled, logits = [], []
         with exact_float32():
-            for part in images.to(self.device).split(self.block):
+            for part in torch.split(images.to(self.device), self.block):
                 padding = part[-1:].expand(self.block - len(part), -1, -1, -1)
                 found = self.network(torch.cat([part, padding]))
                 pooled.append(found[0][: len(part)])
                 logits.append(found[1][: len(part)])
         return Features(torch.cat(pooled), torch.cat(logits))
-
-
-@dataclass
-class Statistics:
-    """What the scores are computed from; numbers only."""
-
-    moments: Moments
-    logits: npt.NDArray[np.float32]  # [n, num_logits], in the order of the images; [0, num_logits] when not kept
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return self.moments.count
 
 
 def collect(
@@ -106,7 +93,7 @@ def reblock(images: Iterable[Tensor], block: int) -> Iterator[Tensor]:
     for part in images:
         waiting.append(part)
         if sum(map(len, waiting)) >= block:
-            *whole, rest = torch.cat(waiting).split(block)
+            *whole, rest = torch.split(torch.cat(waiting), block)
             waiting = [rest]
             if len(rest) == block:
                 whole.append(rest)

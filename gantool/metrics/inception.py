@@ -1,8 +1,8 @@
 """The FID Inception network: Inception v3 with the weights of the 2015 TensorFlow graph, as converted for pytorch-fid.
 
 It differs from torchvision's inception_v3 in the pooling branches: averages leave the padding out, and the last block
-takes the maximum. Images are resized like TensorFlow 1 did (bilinear; source = target * in / out), then (x - 128) / 128.
-Pool3 features agree with torch-fidelity's '2048', logits with its 'logits_unbiased'. Never downloads anything.
+takes the maximum. Images are resized like TensorFlow 1 did (bilinear; source = target * in / out), then turned into
+(x - 128) / 128. Pool3 features agree with torch-fidelity's '2048', logits with its 'logits_unbiased'. Never downloads.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def open_inception(device: torch.device, channels: int, path: Path | None, allow
         notes.append(f"unknown Inception weights (SHA-256 {digest[:8]}...): the numbers agree with no other tool")
     if channels == 1:
         notes.append("grey images were repeated to RGB for Inception, which was trained on colour photographs")
-    common = f"inception|tf1-bilinear|u8|{{}}|w={digest[:8]}"
+    common = f"tf1-bilinear|u8|{{}}|w={digest[:8]}"
     return Extractor(
         name="inception",
         digest=digest,
@@ -209,7 +209,7 @@ def resize_like_tf1(images: Tensor, side: int) -> Tensor:
     top, bottom = rows[:, low], rows[:, high]
     resized = top + (bottom - top) * weight[:, None, None]
     normalised = (resized - 128) / 128
-    return normalised.expand(-1, -1, -1, 3).permute(0, 3, 1, 2)
+    return normalised.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _taps(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

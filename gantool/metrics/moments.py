@@ -4,7 +4,7 @@ Features are rounded to multiples of 2^-16, so sums of features and of their pro
 and 2^-32, kept as int64. Integer sums do not depend on the order: any batch size and any sharding give the same bits.
 (The rounding moves an FID by about 2e-6, a thousandth of what separates two implementations of FID.)
 
-Frechet distance: Heusel et al., 2017 (arXiv:1706.08500), covariance with n - 1, as in the authors' code and pytorch-fid.
+Frechet distance: Heusel et al., 2017 (arXiv:1706.08500); covariance divided by n - 1 as in the authors' code.
 Inception score: Salimans et al., 2016 (arXiv:1606.03498); 10 splits, shuffled as in torch-fidelity.
 """
 
@@ -29,7 +29,7 @@ _CHUNK = 512  # rows whose products are summed in float64 before they are added 
 
 @dataclass
 class Moments:
-    """Count, sum and Gram matrix of feature vectors of length d; `merge` of parts equals `add` of the whole, bit for bit.
+    """Count, sum and Gram matrix of feature vectors of length d; `merge` of parts equals `add` of the whole exactly.
 
     total: int64 [d], sum of the features in units of 2^-16; gram: int64 [d, d], sum of the outer products, 2^-32.
     """
@@ -50,7 +50,9 @@ class Moments:
 
     def _add_chunk(self, rows: FloatArray) -> None:
         if not np.isfinite(rows).all():
-            raise GantoolError("found features that are NaN or infinite", "the images or the extractor's weights are broken")
+            raise GantoolError(
+                "found features that are NaN or infinite", "the images or the extractor's weights are broken"
+            )
         units = np.rint(rows / UNIT)
         gram = units.T @ units
         # By Cauchy-Schwarz no partial sum of any entry exceeds the largest entry of the diagonal.
@@ -79,6 +81,19 @@ class Moments:
         covariance[constant, :] = 0.0
         covariance[:, constant] = 0.0
         return covariance
+
+
+@dataclass
+class Statistics:
+    """What the scores of a set of images are computed from."""
+
+    moments: Moments  # of the pooled features
+    logits: npt.NDArray[np.float32]  # [n, num_logits], in the order of the images; [0, num_logits] when not kept
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.moments.count
 
 
 def frechet_distance(a: Moments, b: Moments, threads: int | None = None) -> float:
@@ -124,7 +139,7 @@ def _factor(covariance: FloatArray) -> FloatArray:
 def inception_score(
     logits: npt.NDArray[np.floating], splits: int = 10, shuffle_seed: int | None = 2020
 ) -> tuple[float, float]:
-    """Mean and standard deviation (ddof 0) over `splits` parts of exp E_x KL(p(y|x) || p(y)), p = softmax(logits [N, C]).
+    """Mean and standard deviation (ddof 0) over `splits` parts of exp E_x KL(p(y|x) || p(y)); logits [N, C].
 
     Part i holds images i*N//splits .. (i+1)*N//splits of the order given by `shuffle_seed` (None: as they come; classes
     in order would then lower the score). Fewer images than parts: one part for each image.
@@ -132,7 +147,7 @@ def inception_score(
     num = len(logits)
     splits = min(splits, num)
     # The legacy generator on purpose: it is what torch-fidelity shuffles with.
-    order = np.arange(num) if shuffle_seed is None else np.random.RandomState(shuffle_seed).permutation(num)  # noqa: NPY002
+    order = np.arange(num) if shuffle_seed is None else np.random.RandomState(shuffle_seed).permutation(num)
     scores = []
     for i in range(splits):
         part = np.asarray(logits[order[i * num // splits : (i + 1) * num // splits]], np.float64)

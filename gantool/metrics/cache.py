@@ -1,0 +1,80 @@
+"""Results that are computed once and kept as files beside the data: one process computes, the others wait and read.
+
+A file that is damaged is computed again. Where the folder is read-only the result is used without being kept; where the
+filesystem has no locks, two processes may compute the same thing, and the first file stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from gantool.errors import GantoolError
+from gantool.progress import Progress
+
+T = TypeVar("T")
+
+
+def once(
+    path: Path,
+    read: Callable[[Path], T | None],
+    make: Callable[[], T],
+    write: Callable[[Path, T], None],
+    what: str,
+    progress: Progress,
+) -> T:
+    """What `read(path)` finds; when that is None (no file, or a damaged one), what `make` computes and `write` keeps.
+
+    what: the thing in words. `write` must be atomic.
+    """
+    found = read(path)
+    if found is not None:
+        return found
+    with _turn(path, what, progress):
+        found = read(path)
+        if found is not None:
+            return found
+        if path.exists():
+            progress.say(f"{path}: damaged; {what} is computed again")
+        made = make()
+        found = read(path)
+        if found is not None:
+            return found
+        try:
+            write(path, made)
+        except GantoolError as error:
+            progress.say(f"{what} is not kept: {error.message}")
+        return made
+
+
+@contextlib.contextmanager
+def _turn(path: Path, what: str, progress: Progress) -> Iterator[None]:
+    """Hold the lock of `path` across processes; the kernel lets go when a process dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("ab")
+    except OSError:  # a read-only folder: nothing to guard, nothing will be written
+        yield
+        return
+    with lock:
+        told = False
+        while not _try_lock(lock.fileno()):
+            if not told:
+                progress.say(f"waiting for another process that computes {what}")
+                told = True
+            time.sleep(0.2)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    """False while another process has it; True when it is ours, or when the filesystem has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True

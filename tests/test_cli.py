@@ -1,0 +1,119 @@
+"""The command line: exit codes, what goes to stdout and what to stderr, formats, refusals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Gantool
+
+VERBS = ["prepare", "train", "sample", "eval", "sweep", "status", "bench", "config-schema"]
+
+
+def test_help_lists_the_verbs_and_version_prints_it(gantool: Gantool) -> None:
+    shown = gantool("--help")
+    assert shown.returncode == 0 and all(verb in shown.stdout for verb in VERBS)
+    assert gantool("--version").stdout == "0.1.0\n"
+    for verb in VERBS:
+        shown = gantool(verb, "--help")
+        assert shown.returncode == 0 and "Usage" in shown.stdout
+
+
+def test_config_schema_is_one_json_document(gantool: Gantool) -> None:
+    for words, key in (((), "batch"), (("--sweep",), "vary")):
+        assert key in json.loads(gantool("config-schema", *words).stdout)["properties"]
+
+
+def test_a_wrong_config_is_exit_2_with_file_line_key_and_hint(gantool: Gantool, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("steps: 10\ngenerator:\n  widht: 8\n")
+    wrong = gantool("train", path)
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert f"error: {path}:3: generator.widht: unknown key" in wrong.stderr
+    assert "hint: did you mean 'width'?" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("train", "nowhere.yaml"), "there is no such file"),
+        (("train", "."), "not a run directory"),
+        (("status", "nowhere"), "there is no such folder"),
+        (("eval", "--ckpt", "nowhere"), "there is no such file or folder"),
+        (("sample", "--ckpt", "nowhere", "--out", "x.npz"), "there is no such file or folder"),
+        (("prepare",), "give either a config or --dataset"),
+        (("prepare", "--dataset", "mine", "--source", "x"), "data.size must be given"),
+        (("sweep", "nowhere.yaml"), "there is no such file"),
+        (("bench", "nowhere.yaml"), "there is no such file"),
+        (("status", ".", "--format", "xml"), "expected one of table, json, csv, markdown"),
+    ],
+)
+def test_usage_errors_are_one_message_and_exit_2(
+    words: tuple[str, ...], text: str, gantool: Gantool, tmp_path: Path
+) -> None:
+    os.chdir(tmp_path)
+    wrong = gantool(*words)
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert text in wrong.stderr.replace("\n", " ") and "Traceback" not in wrong.stderr
+
+
+def test_train_without_packed_data_says_what_to_run(gantool: Gantool, tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(f"data: {{name: mnist}}\nruntime: {{data_dir: {tmp_path}, runs_dir: {tmp_path}/runs}}\n")
+    wrong = gantool("train", path)
+    assert wrong.returncode != 0 and "gantool prepare" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_status_in_every_format(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    run = gantool("train", tiny).stdout.strip()
+    folder = tmp_path / "runs"
+    table = gantool("status", folder)
+    assert run in table.stdout and "1 runs: 1 done" in table.stdout
+    (row,) = json.loads(gantool("status", folder, "--format", "json").stdout)
+    assert (row["run"], row["state"], row["step"]) == (run, "done", 40)
+    (line,) = csv.DictReader(io.StringIO(gantool("status", folder, "--format", "csv").stdout))
+    assert line["run"] == run and line["state"] == "done"
+    assert gantool("status", folder, "-f", "markdown").stdout.startswith("| run |")
+    assert gantool("--quiet", "status", folder).stderr == ""
+
+
+def test_a_closed_pipe_is_no_error(tiny: Path, gantool: Gantool, tmp_path: Path) -> None:
+    gantool("train", tiny, "--set", "steps=1")
+    command = f"{sys.executable} -m gantool status {tmp_path / 'runs'} | head -n 0; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_bench_reports_a_ratio(gantool: Gantool, tiny: Path) -> None:
+    done = gantool("bench", tiny, "--rounds", "2", "--steps", "2", "--format", "json")
+    result = json.loads(done.stdout)
+    assert result["rounds"] == 2 and result["ratio_min"] <= result["ratio"] <= result["ratio_max"]
+    assert result["images_per_second"] > 0
+
+
+def test_a_sweep_from_the_command_line_twice(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    sweep = tmp_path / "s.yaml"
+    sweep.write_text("base: tiny.yaml\nvary: {augment: [none, basic]}\nseeds: 2\n")
+    words = ("--set", "eval={num: 100}", "--set", "steps=10")
+    planned = json.loads(gantool("sweep", sweep, "--dry-run", "-f", "json", *words).stdout)
+    assert [row["state"] for row in planned] == ["planned"] * 4 and not (tmp_path / "runs").exists()
+    first = gantool("sweep", sweep, "-f", "json", *words)
+    assert first.returncode == 0, first.stderr
+    groups = json.loads(first.stdout)["groups"]
+    assert {group["labels"]["augment"] for group in groups} == {"none", "basic"}
+    assert all(group["spreads"]["fid"]["n"] == 2 and group["spreads"]["is"]["mean"] >= 1 for group in groups)
+    times = {path: path.stat().st_mtime for path in (tmp_path / "runs").glob("*/result.json")}
+    again = gantool("sweep", sweep, *words)
+    assert again.returncode == 0 and "0 to run, 4 done" in again.stderr
+    assert "fid" in again.stdout and "±" in again.stdout
+    assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").glob("*/result.json")}
+    more = gantool("sweep", sweep, *words, "--set", "eval={num: 120}")
+    assert more.returncode == 0 and "4 to run" in more.stderr  # trained already: only the scores are new
+    assert {json.loads(path.read_text())["step"] for path in times} == {10}
