@@ -18,6 +18,7 @@ import torch
 
 from gantool.config.schema import RunConfig
 from gantool.data.pack import PackedDataset
+from gantool.interrupts import Interrupts
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
@@ -48,7 +49,7 @@ def bench(config: RunConfig, data: PackedDataset, rounds: int, steps: int, progr
         config = config.model_copy(update={"runtime": settings})
         runtime = Runtime(settings)
         run = RunDirectory(Path(folder))
-        trainer = Trainer(run, config, data, runtime, Silent())
+        trainer = Trainer(run, config, data, runtime, Interrupts(), Silent())
         pairs = []
         for index in range(rounds + 1):
             pair = (

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import gantool
-from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
+from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from gantool.config.schema import RunConfig
+    from gantool.interrupts import Interrupts
     from gantool.runs import RunDirectory
     from gantool.terminal import TerminalProgress
 
@@ -186,10 +186,17 @@ def train(
     device: Device = None,
 ) -> int | None:
     """Train one run. The same command again goes on where it was; prints the run directory."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the trainer listens: at start there is nothing to save
+    from gantool.interrupts import Interrupts
+
+    interrupts = Interrupts()
+    with interrupts.caught():
+        return _train(config, assignments or [], nproc, device, interrupts)
+
+
+def _train(path: Path, assignments: list[str], nproc: int, device: str | None, interrupts: Interrupts) -> int | None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    sets = [*(assignments or []), *([f"runtime.device={device}"] if device else [])]
-    settings, run = _open_run(config, sets, max(nproc, ranks))
+    sets = [*assignments, *([f"runtime.device={device}"] if device else [])]
+    settings, run = _open_run(path, sets, max(nproc, ranks))
     state = run.state(settings)
     if state == "cancelled":
         raise GantoolError(f"{run.path}: this run was cancelled", f"to go on after all: rm {run.path / 'cancelled'}")
@@ -200,7 +207,11 @@ def train(
         from gantool.launch import launch
 
         return launch(nproc, sys.argv[1:])
-    _train_here(settings, run)
+    try:
+        _train_here(settings, run, interrupts)
+    except InterruptedRun:
+        run.mark("stopped")
+        raise
     return None
 
 
@@ -228,7 +239,7 @@ def _say_done(run: RunDirectory) -> None:
     print(run.path)
 
 
-def _train_here(settings: RunConfig, run: RunDirectory) -> None:
+def _train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts) -> None:
     """Train `run` in this process, as one rank."""
     from gantool.data.pack import ensure_packed
     from gantool.progress import Silent
@@ -246,7 +257,7 @@ def _train_here(settings: RunConfig, run: RunDirectory) -> None:
         def score(snapshot: Path) -> list[dict[str, Any]]:
             return [_evaluate(snapshot, settings, runtime.device, progress, run.path)]
 
-        run_to_end(run, settings, data, runtime, progress, score)
+        run_to_end(run, settings, data, runtime, interrupts, progress, score)
     if runtime.is_main:
         print(run.path)
     runtime.finish()
@@ -374,8 +385,12 @@ def sweep(
     config: Annotated[Path, typer.Argument(help="A sweep config.")],
     assignments: Assignments = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: the sweep's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, what is done and what is missing.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Start failed and diverged runs again too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run, what is done and what is missing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Start failed and diverged runs again too.")
+    ] = False,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
 ) -> int | None:
     """Run what is missing of a grid of runs, then print the table. The same command continues, retries and extends."""
@@ -395,7 +410,9 @@ def sweep(
         outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed)
         for path in outcome.files:
             progress.say(f"written: {path}")
-        progress.say(f"grids, curves and snapshots: <run>/samples, <run>/curves.png, <run>/snapshots in {_runs_dirs(plan)}")
+        progress.say(
+            f"grids, curves and snapshots: <run>/samples, <run>/curves.png, <run>/snapshots in {_runs_dirs(plan)}"
+        )
     _print_results(plan, outcome.rows, form, results)
     return outcome.exit_code
 
@@ -414,7 +431,8 @@ def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
     elif form == "markdown":
         print(results.sweep_markdown(plan, rows), end="")
     else:
-        print_table(*results.table(results.grouped(rows, plan.report), plan.report), results.caption(plan, rows))
+        headers, cells = results.table(results.grouped(rows, plan.report), plan.report)
+        print_table(headers, cells, results.caption(plan, rows))
 
 
 @_verb("status")
@@ -435,7 +453,7 @@ def _print_states(statuses: Any, form: str) -> None:
     from gantool.status import counts, status_rows
 
     summary = f"{len(statuses)} runs: " + ", ".join(f"{n} {state}" for state, n in counts(statuses).items())
-    _print_rows(status_rows(statuses), form, [row for row in status_rows(statuses)], summary)
+    _print_rows(status_rows(statuses), form, status_rows(statuses), summary)
 
 
 @_verb("bench")
@@ -473,7 +491,7 @@ def config_schema(
 ) -> int | None:
     """Print the JSON schema of configs, for completion and checks in editors."""
     if sweep:
-        from gantool.config.grid import SweepConfig
+        from gantool.config.sweep_file import SweepConfig
 
         schema = SweepConfig.model_json_schema()
     else:

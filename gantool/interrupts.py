@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from gantool.errors import InterruptedRun
+
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupts:
-    """Remembers the first signal; `reason` is asked between steps. A second Ctrl-C ends the process at once.
+    """Catches the stop signals of a process that trains.
 
+    In the training loop (`polled`) the first signal is remembered, and `pending` asks for it between steps; a second
+    Ctrl-C ends the process at once. Before and after the loop there is nothing to save: a signal raises InterruptedRun.
     The environment variable GANTOOL_DEADLINE (seconds since the epoch) is the end of the time limit; the run leaves
     `margin_seconds` before it, which the trainer sets from the measured time of a checkpoint.
     """
@@ -22,6 +26,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.signal_number = 0
         self.margin_seconds = 10.0
+        self._polled = False
         text = os.environ.get("GANTOOL_DEADLINE", "")
         self._deadline = float(text) if text.replace(".", "", 1).isdigit() else float("inf")
 
@@ -35,6 +40,15 @@ class Interrupts:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def polled(self) -> Iterator[None]:
+        """Within the block signals wait for `pending`."""
+        self._polled = True
+        try:
+            yield
+        finally:
+            self._polled = False
+
     def pending(self) -> int:
         """The signal that came (SIGALRM stands for the time limit), or 0."""
         if not self.signal_number and time.time() > self._deadline - self.margin_seconds:
@@ -42,6 +56,8 @@ class Interrupts:
         return self.signal_number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._polled:
+            raise InterruptedRun(f"stopped by {describe(number)}, outside training", "run the same command again")
         if number == signal.SIGINT and self.signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = self.signal_number or number

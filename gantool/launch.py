@@ -12,7 +12,7 @@ from types import FrameType
 
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 10.0
 
 
 def launch(num_ranks: int, arguments: list[str]) -> int:
@@ -32,10 +32,9 @@ def launch(num_ranks: int, arguments: list[str]) -> int:
         signal.signal(number, pass_on)
     failed_at = None
     while any(child.poll() is None for child in children):
-        codes = [child.poll() for child in children]
-        if failed_at is None and any(code not in (None, EXIT_DONE, EXIT_INTERRUPTED) for code in codes):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > (GRACE_SECONDS if EXIT_INTERRUPTED in codes else 3):
+        if failed_at is None and any(child.poll() not in (None, EXIT_DONE) for child in children):
+            failed_at = time.monotonic()  # a rank that left keeps the others waiting for it in vain
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             for child in children:
                 child.kill()
         time.sleep(0.05)

@@ -142,9 +142,9 @@ class RunDirectory:
 
         `lost`: it was running and its process is gone without a word (killed, crashed node).
         """
-        status = self.status()
         if self.locked():
             return "running"
+        status = self.status()  # after the look at the lock: its last words were written while it held it
         if self.marked("cancelled"):
             return "cancelled"
         result = self.result()

@@ -38,7 +38,13 @@ Scorer = Callable[[Path], list[dict[str, Any]]]
 
 
 def train(
-    run: RunDirectory, config: RunConfig, data: PackedDataset, runtime: Runtime, progress: Progress, score: Scorer
+    run: RunDirectory,
+    config: RunConfig,
+    data: PackedDataset,
+    runtime: Runtime,
+    interrupts: Interrupts,
+    progress: Progress,
+    score: Scorer,
 ) -> None:
     """Train `run` to its end, from its newest checkpoint if there is one; then score it and write result.json.
 
@@ -56,7 +62,7 @@ def train(
             raise refused or RunBusy(f"{run.path}: another process is training this run")
         result = run.result()
         if result is None:
-            Trainer(run, config, data, runtime, progress).run_to_end()
+            Trainer(run, config, data, runtime, interrupts, progress).run_to_end()
         if runtime.is_main and (result is None or result.get("eval") != eval_digest(config)):
             _score_and_finish(run, config, progress, score)
         runtime.highest(0)
@@ -67,8 +73,9 @@ def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, 
     total = int(checkpoint.read_facts(last)["step"])
     try:
         scores = score(last) if config.eval else []
-    except GantoolError as error:
-        run.write_status("failed", total, total, message=error.message)
+    except Exception as error:
+        cause = error.message if isinstance(error, GantoolError) else f"{type(error).__name__}: {error}"
+        run.write_status("failed", total, total, message=cause)
         raise
     seconds = sum(row.get("seconds", 0) for row in Journal(run.path / "journal.jsonl").rows())
     result = {"step": total, "seconds": round(seconds, 3), "snapshot": str(last.relative_to(run.path))}
@@ -80,9 +87,16 @@ class Trainer:
     """The loop and its state."""
 
     def __init__(
-        self, run: RunDirectory, config: RunConfig, data: PackedDataset, runtime: Runtime, progress: Progress
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        data: PackedDataset,
+        runtime: Runtime,
+        interrupts: Interrupts,
+        progress: Progress,
     ) -> None:
-        self.run, self.config, self.data, self.runtime, self.progress = run, config, data, runtime, progress
+        self.run, self.config, self.data, self.runtime = run, config, data, runtime
+        self.interrupts, self.progress = interrupts, progress
         images, _ = data.split("train")
         self.num_images = len(images)
         self.total = self._steps(config.steps)
@@ -102,7 +116,6 @@ class Trainer:
         # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
         self.one_pass = config.discriminator.norm != "batch"
         self.journal = Journal(run.path / "journal.jsonl")
-        self.interrupts = Interrupts()
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()
         self._window_step = self._saved_step = 0
@@ -112,16 +125,19 @@ class Trainer:
         self._resume()
         state, runtime = self.state, self.runtime
         runtime.start_tracking(self.run.path.name, self.config.model_dump(mode="json"))
-        with self.interrupts.caught():
+        with self.interrupts.polled():
             try:
                 self.maintain()
                 while state.step < self.total:
                     self.train_step()
                     self.maintain()
-            except GantoolError as error:
-                if runtime.is_main and not isinstance(error, InterruptedRun):
+            except InterruptedRun:
+                raise
+            except Exception as error:
+                if runtime.is_main:
                     kind = "diverged" if isinstance(error, DivergedError) else "failed"
-                    self.run.write_status(kind, state.step, self.total, self.rate, error.message)
+                    cause = error.message if isinstance(error, GantoolError) else f"{type(error).__name__}: {error}"
+                    self.run.write_status(kind, state.step, self.total, self.rate, cause)
                 raise
         if runtime.is_main:
             self.run.write_status("running", self.total, self.total, self.rate, "scoring")
@@ -307,7 +323,6 @@ class Trainer:
     def _leave(self, signal_number: int) -> None:
         why = describe(signal_number)
         if self.runtime.is_main:
-            self.run.mark("stopped", why)
             self.run.write_status("stopped", self.state.step, self.total, self.rate, f"stopped by {why}")
         hint = f"go on with: gantool train {self.run.path}"
         raise InterruptedRun(f"{self.run.path}: stopped by {why} at step {self.state.step}, everything is saved", hint)

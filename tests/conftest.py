@@ -38,9 +38,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path, data_dir: Path) -> Path:
     """A run config of a few seconds, with its folders below tmp_path."""
-    path = tmp_path / "tiny.yaml"
-    text = TINY.replace("grid: 2x2}", f"grid: 2x2, data_dir: {data_dir}, runs_dir: {tmp_path / 'runs'}}}")
-    path.write_text(text)
+    return tiny_config(tmp_path, data_dir)
+
+
+def tiny_config(folder: Path, data_dir: Path) -> Path:
+    """Write TINY to `folder`, with its run directories there."""
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.replace("grid: 2x2}", f"grid: 2x2, data_dir: {data_dir}, runs_dir: {folder / 'runs'}}}"))
     return path
 
 

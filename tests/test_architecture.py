@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
     {"config", "errors", "files", "progress", "randomness"},
     {"models", "losses", "data", "metrics", "runtime", "runs", "interrupts", "launch"},
-    {"checkpoint", "state"},
-    {"sample", "sweep", "report", "status", "results", "prepare"},
+    {"checkpoint", "state", "manifest", "results", "local"},
+    {"sample", "sweep", "report", "status", "prepare"},
     {"train", "evaluate", "bench"},
     {"cli", "terminal", "__main__"},
 ]

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from gantool.config.schema import DataConfig, RuntimeConfig
-from gantool.data import download, images, shapes
+from gantool.data import download, shapes
 from gantool.data.pack import PackedDataset, ensure_packed, open_packed, pack, packed_path, verify
 from gantool.errors import DataError, GantoolError, UsageError
 from gantool.prepare import prepare
@@ -483,7 +483,3 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
         print(peak() - before)
     """
     assert float(in_subprocess(code, tmp_path / "data", tmp_path / "in")) < 100
-
-
-def test_the_limit_of_one_file_is_more_than_any_photograph() -> None:
-    assert images.MAX_FILE_BYTES >= 100e6

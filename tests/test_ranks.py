@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Gantool, start
-from test_resume import sets, train_whole
+from test_resume import journal_step, sets, train_whole, wait_for
 
 from gantool import checkpoint
 
@@ -42,8 +42,7 @@ def test_two_ranks_equal_one(
 def test_ranks_agree_on_a_step_when_one_gets_the_signal(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
     process = start("train", tiny, "--nproc", "2", *sets(("steps=100000",)))
     run = next(iter_run(tmp_path / "runs"))
-    while not (run / "journal.jsonl").exists() and process.poll() is None:
-        time.sleep(0.02)
+    wait_for(lambda: journal_step(run) > 0)
     ranks = children_of(process.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGUSR2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Gantool, start
+from conftest import Gantool, start, tiny_config
 
 from gantool import checkpoint
 
@@ -91,16 +91,27 @@ def test_killed_in_the_middle_is_bit_equal(variant: str, gantool: Gantool, tiny:
     assert_same(whole, run)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The run of SETS that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny_config(folder, data_dir)
+    process = start("train", config, *sets(SETS))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return Path(out.strip())
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_saves_leaves_with_75_and_goes_on_equal(
-    number: int, gantool: Gantool, tiny: Path, tmp_path: Path
+    number: int, gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path
 ) -> None:
     options = sets(SETS)
-    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
     run = tmp_path / "runs" / whole.name
     assert interrupt(number, run, tiny, 60, *options) == 75
-    assert (run / "stopped").read_text() == signal.Signals(number).name
+    assert (run / "stopped").exists()
     status = json.loads((run / "status.json").read_text())
+    assert status["message"] == f"stopped by {signal.Signals(number).name}"
     saved = checkpoint.read_facts(sorted((run / "checkpoints").glob("*"))[-1])["step"]
     assert status["state"] == "stopped" and status["step"] == saved  # nothing of the work is lost
     assert gantool("train", run).returncode == 0
@@ -108,9 +119,10 @@ def test_a_signal_saves_leaves_with_75_and_goes_on_equal(
     assert_same(whole, run)
 
 
-def test_truncated_checkpoint_falls_back_to_the_one_before(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+def test_truncated_checkpoint_falls_back_to_the_one_before(
+    gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path
+) -> None:
     options = sets(SETS)
-    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
     run = tmp_path / "runs" / whole.name
     assert interrupt(signal.SIGTERM, run, tiny, 120, *options) == 75
     newest = sorted((run / "checkpoints").glob("*"))[-1]
@@ -123,10 +135,9 @@ def test_truncated_checkpoint_falls_back_to_the_one_before(gantool: Gantool, tin
 
 
 def test_five_random_kills_leave_no_gap_and_no_double_in_the_journal(
-    gantool: Gantool, tiny: Path, tmp_path: Path
+    gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path
 ) -> None:
     options = sets((*SETS, "runtime.checkpoint_every=15"))
-    whole = train_whole(gantool, tiny, *options, "--set", f"runtime.runs_dir={tmp_path / 'whole'}")
     run = tmp_path / "runs" / whole.name
     for kill in range(5):
         interrupt(signal.SIGKILL, run, tiny, 20 + 30 * kill + random.randrange(20), *options)
@@ -137,4 +148,15 @@ def test_five_random_kills_leave_no_gap_and_no_double_in_the_journal(
 def test_the_time_limit_stops_a_run_like_a_signal(gantool: Gantool, tiny: Path) -> None:
     stopped = gantool("train", tiny, GANTOOL_DEADLINE=str(time.time()))
     assert stopped.returncode == 75 and "stopped by the time limit" in stopped.stderr
+    assert gantool("train", tiny).returncode == 0
+
+
+def test_a_signal_before_training_leaves_at_once_and_loses_nothing(
+    gantool: Gantool, tiny: Path, tmp_path: Path
+) -> None:
+    process = start("train", tiny)
+    wait_for(lambda: list(tmp_path.glob("runs/*/config.yaml")))  # torch is being loaded
+    process.send_signal(signal.SIGUSR2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped by SIGUSR2" in err and "Traceback" not in err
     assert gantool("train", tiny).returncode == 0

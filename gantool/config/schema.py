@@ -106,8 +106,8 @@ class DataConfig(Model):
     channels: Literal[1, 3] | None = None
     """1: grey, 3: RGB; null: the dataset's own (RGB for your own images)."""
     fit: Literal["crop", "pad", "squash"] = "crop"
-    """How other sizes become square: resize the short side and crop the centre, resize the long side and pad with
-    black, or ignore the aspect."""
+    """How other shapes become square: crop the centre, pad with black (small images are padded, never enlarged), or
+    ignore the aspect; then they are resized."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What an unreadable image does to packing: stop it, or be left out and counted."""
 
