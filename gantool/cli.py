@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,9 +163,22 @@ def prepare(
             run(data, where.model_copy(update={"source": str(source)}) if source else where, progress)
             for data, where in datasets.items()
         ]
+        for settings in {(c.data, c.eval): c for c in configs if c.eval}.values():
+            _stage(settings, progress)
     for item in packed:
         print(item.path)
     return None
+
+
+def _stage(settings: RunConfig, progress: TerminalProgress) -> None:
+    """Make what the scores of a run need beside its generator: the extractor, the statistics of the real images."""
+    from gantool.evaluate import stage
+    from gantool.runtime import choose_device, num_threads, set_threads
+
+    set_threads(num_threads(settings.runtime.threads))
+    assert settings.eval is not None
+    device = choose_device(settings.runtime.device)
+    stage(settings.data, settings.eval, Path(settings.runtime.data_dir), device, progress)
 
 
 def _configs_of(path: Path, assignments: list[str]) -> list[RunConfig]:
@@ -247,12 +262,13 @@ def _train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts) 
 
     with _progress() as terminal:
         data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
-        terminal.say(f"{run.path}: {data.title}, {settings.runtime.device} device")
         from gantool.runtime import Runtime
         from gantool.train import train as run_to_end
 
         runtime = Runtime(settings.runtime, str(run.path))
         progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
+        ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
+        progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
 
         def score(snapshot: Path) -> list[dict[str, Any]]:
             return [_evaluate(snapshot, settings, runtime.device, progress, run.path)]
@@ -407,6 +423,8 @@ def sweep(
     with _progress() as progress:
         for data, folder in {(trial.config.data, trial.config.runtime.data_dir) for trial in plan.trials}:
             ensure_packed(data, Path(folder), progress)
+        if any(trial.config.eval for trial in verb.missing(plan, retry_failed)):
+            _prepare_scores(config, assignments or [])
         outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed)
         for path in outcome.files:
             progress.say(f"written: {path}")
@@ -415,6 +433,19 @@ def sweep(
         )
     _print_results(plan, outcome.rows, form, results)
     return outcome.exit_code
+
+
+def _prepare_scores(path: Path, assignments: list[str]) -> None:
+    """`gantool prepare` in a process of its own: what is missing for the scores is known before the first run starts,
+    and made once instead of by several runs at the same time. A sweep itself never loads torch."""
+    words = [word for assignment in assignments for word in ("--set", assignment)]
+    quiet = ["--quiet"] if _options["quiet"] else []
+    command = [sys.executable, "-m", "gantool", *quiet, "prepare", str(path), *words]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if code in (EXIT_INTERRUPTED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        raise GantoolError("the scores of the runs cannot be prepared (see above)", "mend that; nothing was started")
 
 
 def _runs_dirs(plan: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import gantool
-from gantool.config.schema import EvalConfig
+from gantool.config.schema import DataConfig, EvalConfig
 from gantool.data.pack import PackedDataset, ensure_packed
 from gantool.errors import GantoolError, UsageError
 from gantool.metrics.extractors import EXTRACTORS, Setting
@@ -82,6 +82,14 @@ def evaluate(
         device=device.type,
         seconds=round(time.monotonic() - began, 3),
     )
+
+
+def stage(wanted: DataConfig, settings: EvalConfig, data_dir: Path, device: torch.device, progress: Progress) -> None:
+    """Make and keep all that `evaluate` needs beside a generator: the extractor, the statistics of the real images."""
+    data = ensure_packed(wanted, data_dir, progress)
+    extractor = EXTRACTORS[settings.extractor](Setting(data, data_dir, device, None, False, progress))
+    reference = real_statistics(data, "train", None, extractor, data_dir, progress)
+    _real_scores(data, extractor, reference, settings, data_dir, progress)
 
 
 def score_images(

@@ -193,6 +193,7 @@ def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list
     """Headers and rows of texts; `mean ± sd (n)`, or `(n of all)` where runs are missing; `*` marks the best."""
     axes = list(dict.fromkeys(axis for group in groups for axis in group.labels))
     metrics = list(dict.fromkeys(name for group in groups for name in group.spreads))
+    metrics = [name for name in metrics if not name.endswith("_std")]  # the spread over seeds is the one to look at
     if report.metric in metrics:
         metrics = [report.metric, *(name for name in metrics if name != report.metric)]
     titles = list(dict.fromkeys(group.data_title for group in groups if group.data_title))
@@ -309,9 +310,16 @@ def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
         lines.append(f"difference: {plan.report.metric} against {baseline}, paired by seed")
     lines += [f"without a score: {row.run} ({row.state})" for row in rows if not row.values]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
-    lines += [f"protocol {digest} ({group.data_title}): {group.protocol}" for digest, group in protocols.items()]
+    lines += [
+        f"protocol {digest} ({group.data_title}): {_protocol_text(group.protocol)}"
+        for digest, group in protocols.items()
+    ]
     lines += [f"warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
     return "\n".join(lines)
+
+
+def _protocol_text(protocol: Any) -> str:
+    return "  ".join(map(str, protocol.values())) if isinstance(protocol, dict) else str(protocol)
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

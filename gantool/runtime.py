@@ -37,7 +37,7 @@ class Runtime:
         self.num_ranks: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
         self._tracking = bool(trackers)
-        torch.set_num_threads(num_threads(settings.threads))
+        set_threads(num_threads(settings.threads))
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace float tensors of the same shapes on all ranks by their mean over the ranks."""
@@ -82,6 +82,11 @@ def num_threads(wanted: int) -> int:
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def set_threads(number: int) -> None:
+    """Let torch use this many CPU threads."""
+    torch.set_num_threads(number)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -1,0 +1,230 @@
+"""The verb `eval`: from a snapshot to a score with its protocol, yardstick and warnings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gantool import evaluate as evaluation
+from gantool import models
+from gantool.config.schema import EvalConfig, RunConfig
+from gantool.data.pack import ensure_packed, open_packed
+from gantool.errors import GantoolError, UsageError
+from gantool.evaluate import Score, evaluate, score_images, score_rows, write_score
+from gantool.metrics import classifier
+from gantool.metrics.classifier import open_classifier
+from gantool.metrics.inception import FILE_NAMES
+from gantool.metrics.moments import inception_score
+from gantool.metrics.reference import real_statistics
+from gantool.progress import Silent
+from gantool.sample import Snapshot, generate
+
+CPU = torch.device("cpu")
+SETTINGS = EvalConfig(num=200)
+
+
+class Counted(Silent):
+    """Remembers which activities there were."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+        if done == total:
+            self.done.append(what)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed data of 10,000 + 2,000 images of 8x8 pixels, and what evaluations leave beside them."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_training() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "MOST_IMAGES", 6000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def snapshot(folder: Path) -> Snapshot:
+    """An untrained generator of the data in `folder`."""
+    config = RunConfig.model_validate(
+        {"data": {"name": "shapes", "size": 8}, "generator": {"kind": "conv", "latent_dim": 8, "width": 4}}
+    )
+    data = ensure_packed(config.data, folder, Silent())
+    torch.manual_seed(0)
+    generator = models.build_generator(config).eval()
+    facts = {"digest": data.digest, "title": data.title, "classes": list(data.classes), "image_shape": [8, 8, 3]}
+    return Snapshot(Path("runs/x/snapshots/step-00000070.safetensors"), 70, "5" * 64, config, facts, True, generator)
+
+
+@pytest.fixture(scope="module")
+def score(snapshot: Snapshot, folder: Path) -> Score:
+    return evaluate(snapshot, SETTINGS, folder, 3, Silent())
+
+
+def test_a_score_says_all_about_itself(score: Score, snapshot: Snapshot, folder: Path) -> None:
+    data = open_packed(snapshot.config.data, folder)
+    assert set(score.values) == {"fid", "is", "is_std"}
+    weights = score.extractor_digest[:8]
+    fid, inception = score.protocol["fid"], score.protocol["is"]
+    assert fid == (
+        f"fid|classifier-{classifier.RECIPE}|u8|mean-128|w={weights}|n=200/10000"
+        f"|ref=shapes:train:{data.digest[:8]}|ddof1|fp32"
+    )
+    assert inception.startswith("is|classifier-")
+    assert inception.endswith(f"logits-10|w={weights}|n=200|splits=10|shuffle=2020|fp32")
+    assert (score.step, score.seed, score.num, score.ema, score.device) == (70, 3, 200, True, "cpu")
+    assert (score.data_title, score.data_digest, score.snapshot_digest) == ("shapes", data.digest, "5" * 64)
+    assert set(score.versions) == {"gantool", "torch", "numpy", "python"} and score.seconds > 0
+    assert any("FID of 200 images is biased" in text for text in score.warnings)
+    assert Score.model_validate_json(json.dumps(score.to_json())) == score
+
+
+def test_values_are_those_of_the_generated_images(score: Score, snapshot: Snapshot, folder: Path) -> None:
+    """The same numbers from all features at once, by textbook formulas."""
+    data = open_packed(snapshot.config.data, folder)
+    extractor = open_classifier(data, folder, CPU, Silent())
+    fake = extractor(torch.cat(list(generate(snapshot, 0, 200, 3))))
+    real = extractor(torch.from_numpy(np.array(data.split("train")[0]))).pooled.double().numpy()
+    pooled = fake.pooled.double().numpy()
+    a, b = np.cov(pooled, rowvar=False), np.cov(real, rowvar=False)
+    roots = np.sqrt(np.clip(np.linalg.eigvals(a @ b).real, 0, None)).sum()
+    expected = ((pooled.mean(0) - real.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * roots
+    assert score.values["fid"] == pytest.approx(expected, rel=1e-3)
+    assert (score.values["is"], score.values["is_std"]) == inception_score(fake.logits.numpy())
+
+
+def test_real_test_images_are_the_yardstick(score: Score) -> None:
+    assert score.real is not None and score.real_protocol is not None
+    assert score.real["fid"] < score.values["fid"] / 20
+    assert score.real["is"] > score.values["is"]
+    assert score.real_protocol == score.protocol  # as many test images as generated ones
+
+
+def test_evaluating_again_gives_the_same_numbers_without_the_preparations(
+    score: Score, snapshot: Snapshot, folder: Path
+) -> None:
+    progress = Counted()
+    again = evaluate(snapshot, SETTINGS, folder, 3, progress)
+    assert again.model_copy(update={"seconds": score.seconds}) == score
+    assert progress.done == ["features of the generated images"]
+    assert evaluate(snapshot, SETTINGS, folder, 4, Silent()).values["fid"] != score.values["fid"]
+
+
+def test_only_the_metrics_that_were_asked_for(snapshot: Snapshot, folder: Path) -> None:
+    fid = evaluate(snapshot, EvalConfig(num=64, metrics=("fid",)), folder, 0, Silent())
+    assert set(fid.values) == set(fid.protocol) == {"fid"} and fid.real is not None and set(fid.real) == {"fid"}
+    inception = evaluate(snapshot, EvalConfig(num=2, metrics=("is",)), folder, 0, Silent())
+    assert set(inception.values) == {"is", "is_std"} and not inception.warnings
+    assert "n=2|splits=2|" in inception.protocol["is"]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_scores_do_not_depend_on_the_batches(batch: int, score: Score, snapshot: Snapshot, folder: Path) -> None:
+    data = open_packed(snapshot.config.data, folder)
+    extractor = open_classifier(data, folder, CPU, Silent())
+    reference = real_statistics(data, "train", None, extractor, folder, Silent())
+    images = torch.cat(list(generate(snapshot, 0, 200, 3)))
+    found = score_images(torch.split(images, batch), 200, extractor, reference, ("fid", "is"), Silent())
+    assert found == (score.values, list(score.warnings))
+
+
+def test_the_training_set_is_at_no_distance_from_itself(snapshot: Snapshot, folder: Path) -> None:
+    data = open_packed(snapshot.config.data, folder)
+    extractor = open_classifier(data, folder, CPU, Silent())
+    reference = real_statistics(data, "train", None, extractor, folder, Silent())
+    images = torch.split(torch.from_numpy(np.array(data.split("train")[0])), 100)
+    values, warnings = score_images(images, 10_000, extractor, reference, ("fid", "is"), Silent())
+    assert 0 <= values["fid"] < 1e-6 and values["is"] > 5
+    assert warnings == []
+
+
+class Constant(nn.Module):
+    """A generator that has collapsed to one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.level.expand(len(z), 3, 8, 8)
+
+
+def test_a_collapsed_generator_gets_an_honest_number_and_a_warning(snapshot: Snapshot, folder: Path) -> None:
+    found = evaluate(dataclasses.replace(snapshot, generator=Constant()), EvalConfig(num=50), folder, 0, Silent())
+    assert math.isfinite(found.values["fid"]) and found.real is not None
+    assert found.values["fid"] > 5 * found.real["fid"]
+    assert (found.values["is"], found.values["is_std"]) == pytest.approx((1.0, 0.0), abs=1e-9)
+    assert "all 50 images are the same: the generator has collapsed" in found.warnings
+    text = " ".join(found.warnings)
+    assert "more than 128 are needed for the covariance" in text
+
+
+def test_weights_that_are_not_numbers_are_an_error(snapshot: Snapshot, folder: Path) -> None:
+    broken = Constant()
+    broken.level.data.fill_(float("nan"))
+    with pytest.raises(GantoolError, match=r"step-00000070.safetensors: weights of the generator are NaN.*level"):
+        evaluate(dataclasses.replace(snapshot, generator=broken), SETTINGS, folder, 0, Silent())
+
+
+def test_other_data_than_the_snapshots_are_refused(snapshot: Snapshot, folder: Path) -> None:
+    other = dataclasses.replace(snapshot, data=snapshot.data | {"digest": "a" * 64})
+    with pytest.raises(UsageError, match=r"not the data of .*step-00000070.*expected shapes with digest aaaaaaaaaaaa"):
+        evaluate(other, SETTINGS, folder, 0, Silent())
+
+
+def test_without_a_test_split_there_is_no_yardstick(
+    snapshot: Snapshot, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_packed(snapshot.config.data, folder)
+    bare = dataclasses.replace(data, splits={"train": data.splits["train"]})
+    monkeypatch.setattr(evaluation, "ensure_packed", lambda *_: bare)
+    found = evaluate(snapshot, EvalConfig(num=64), folder, 0, Silent())
+    assert found.real is None and found.real_protocol is None and found.values["fid"] > 0
+
+
+def test_inception_without_weights_fails_before_any_work(
+    snapshot: Snapshot, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("GANTOOL_WEIGHTS", raising=False)
+    progress = Counted()
+    settings = EvalConfig(num=10, extractor="inception")
+    with pytest.raises(UsageError, match=FILE_NAMES[0]):
+        evaluate(snapshot, settings, folder, 0, progress)
+    with pytest.raises(UsageError, match="--weights: no Inception weights"):
+        evaluate(snapshot, settings, folder, 0, progress, weights=tmp_path / "none.pth")
+    assert progress.done == []
+
+
+def test_scores_are_written_by_their_identity(score: Score, tmp_path: Path) -> None:
+    path = write_score(tmp_path, score)
+    assert path.parent == tmp_path / "scores" and path.name.startswith("00000070-classifier-")
+    assert Score.model_validate_json(path.read_text()) == score
+    assert write_score(tmp_path, score.model_copy(update={"seconds": 1.0})) == path
+    for change in ({"seed": 9}, {"snapshot_digest": "6" * 64}, {"protocol": {"fid": "another"}}):
+        assert write_score(tmp_path, score.model_copy(update=change)) != path
+    assert len(list((tmp_path / "scores").iterdir())) == 4
+
+
+def test_rows_are_flat_and_have_the_same_columns(score: Score) -> None:
+    bare = score.model_copy(update={"real": None, "values": {"is": 2.0, "is_std": 0.1}, "warnings": ()})
+    rows = score_rows([score, bare])
+    assert list(rows[0]) == list(rows[1])
+    assert rows[0]["fid"] == score.values["fid"] and rows[0]["step"] == 70 and rows[0]["extractor"] == "classifier"
+    assert score.real is not None and rows[0]["real_fid"] == score.real["fid"]
+    assert rows[0]["protocol"] == f"{score.protocol['fid']}; {score.protocol['is']}"
+    assert rows[1]["fid"] is None and rows[1]["real_is"] is None and rows[1]["is"] == 2.0
+    assert all(value is None or isinstance(value, str | int | float) for row in rows for value in row.values())
+    assert score_rows([]) == []
