@@ -30,7 +30,7 @@ types: install  ## mypy, strict
 	$(BIN)/mypy
 
 unit: install  ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: install  ## Measure the trainer against a bare loop on this machine
 	$(BIN)/gantool bench configs/bench.yaml

@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or damaged ends with the same bits as one that was not; real processes, real signals."""
+"""A run that was killed, stopped or damaged ends with the same bits as one that was not; real signals."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -84,7 +83,7 @@ def test_atomic_file_leaves_the_old_one_when_the_block_fails(tmp_path: Path) -> 
     with pytest.raises(RuntimeError), files.atomic_file(path) as file:
         file.write(b"half")
         raise RuntimeError
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_file_too_large_for_the_disk_is_one_clear_error(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_a_file_too_large_for_the_disk_is_one_clear_error(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "big: cannot be written" in done.stdout, done.stderr
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_folder_names_the_file(tmp_path: Path) -> None:
