@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,12 @@ def main() -> None:
     app()
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(gantool.__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     debug: Annotated[
@@ -59,13 +66,12 @@ def _common(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no words on stderr, errors apart.")
     ] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     _options["debug"] |= debug
     _options["quiet"] = quiet
-    if version:
-        print(gantool.__version__)
-        raise typer.Exit
 
 
 def _verb(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
@@ -227,6 +233,14 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
     except InterruptedRun:
         run.mark("stopped")
         raise
+    except GantoolError:
+        raise
+    except Exception as error:
+        # At 2 a.m. nobody looks: what went wrong stays with the run.
+        with (run.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise GantoolError(f"{run.path}: {cause}", f"the traceback is in {run.path / 'log.txt'}") from error
     return None
 
 

@@ -149,8 +149,7 @@ def _real_scores(
 
 
 def _values(scored: Statistics, reference: Statistics, metrics: Iterable[str]) -> dict[str, float]:
-    threads = torch.get_num_threads()
-    return {key: value for name in metrics for key, value in METRICS[name].values(scored, reference, threads).items()}
+    return {key: value for name in metrics for key, value in METRICS[name].values(scored, reference).items()}
 
 
 def _protocols(

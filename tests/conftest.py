@@ -17,7 +17,8 @@ generator: {latent_dim: 8, width: 4, max_width: 8}
 discriminator: {width: 4, max_width: 8}
 batch: 8
 steps: 40
-runtime: {device: cpu, threads: 1, log_every: 5, sample_every: 1000, snapshot_every: 20, checkpoint_every: 10, grid: 2x2}
+runtime: {device: cpu, threads: 1, log_every: 5, sample_every: 1000, snapshot_every: 20, checkpoint_every: 10,
+          grid: 2x2}
 """
 
 Gantool = Callable[..., subprocess.CompletedProcess[str]]

@@ -23,6 +23,8 @@ from gantool.progress import Progress
 
 Images = npt.NDArray[np.uint8]
 
+_AT_ONCE = 512  # images between two updates of the moments, which cost the same for 1 image and for 512
+
 
 class Features(NamedTuple):
     """What an extractor sees in n images."""
@@ -69,17 +71,19 @@ def collect(
     """
     moments = Moments.empty(extractor.feature_dim)
     logits = np.empty((num if keep_logits else 0, extractor.num_logits), np.float32)
-    done = 0
+    done, waiting = 0, list[Features]()
     progress.step(what, 0, num)
     for block in reblock(images, extractor.block):
-        found = extractor(block[: num - done])
-        moments.add(found.pooled.cpu().numpy())
-        end = done + len(found.pooled)
-        if keep_logits:
-            logits[done:end] = found.logits.cpu().numpy()
-            if not np.isfinite(logits[done:end]).all():
+        waiting.append(extractor(block[: num - done]))
+        done += len(waiting[-1].pooled)
+        if done == num or len(waiting) * extractor.block >= _AT_ONCE:
+            pooled, some = (torch.cat(parts).cpu().numpy() for parts in zip(*waiting, strict=True))
+            waiting.clear()
+            moments.add(pooled)
+            if keep_logits:
+                logits[done - len(some) : done] = some
+            if not np.isfinite(some).all():
                 raise GantoolError("found logits that are NaN or infinite", "the extractor's weights are broken")
-        done = end
         progress.step(what, done, num)
         if done == num:
             return Statistics(moments, logits)

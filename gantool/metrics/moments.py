@@ -96,14 +96,14 @@ class Statistics:
         return self.moments.count
 
 
-def frechet_distance(a: Moments, b: Moments, threads: int | None = None) -> float:
+def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance of the Gaussians with the moments of `a` and `b`: >= 0, symmetric up to rounding.
 
-    threads: most CPU threads of the linear algebra (None: the library's own choice).
+    GantoolError when one of them has less than two vectors.
     """
     if min(a.count, b.count) < 2:
         raise GantoolError(f"found {min(a.count, b.count)} images, expected 2 or more on each side for a distance")
-    with _blas_threads(threads):
+    with _one_thread():
         return gaussian_distance(a.mean(), a.covariance(), b.mean(), b.covariance())
 
 
@@ -160,14 +160,12 @@ def inception_score(
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def _blas_threads(threads: int | None) -> contextlib.AbstractContextManager[object]:
-    """Limit the threads of numpy's BLAS, where threadpoolctl is installed: more threads than CPUs cost it a factor of
-    10, for they wait for each other by spinning."""
-    if threads is None:
-        return contextlib.nullcontext()
+def _one_thread() -> contextlib.AbstractContextManager[object]:
+    """Keep numpy's BLAS to one thread, where threadpoolctl is installed. Several are at best twice as fast on these
+    problems and, when other processes use the CPUs too, ten times slower: they wait for each other by spinning."""
     try:
         limits = importlib.import_module("threadpoolctl").threadpool_limits
     except ImportError:
         return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[object] = limits(threads, user_api="blas")
+    context: contextlib.AbstractContextManager[object] = limits(1, user_api="blas")
     return context

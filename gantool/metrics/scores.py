@@ -30,18 +30,17 @@ class Facts(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """Values from the statistics of (scored images, reference images, CPU threads), and the protocol that goes with
-    them."""
+    """Values from the statistics of (scored images, reference images), and the protocol that goes with them."""
 
-    values: Callable[[Statistics, Statistics, int | None], dict[str, float]]
+    values: Callable[[Statistics, Statistics], dict[str, float]]
     protocol: Callable[[Facts], str]
 
 
-def _fid(scored: Statistics, reference: Statistics, threads: int | None) -> dict[str, float]:
-    return {"fid": frechet_distance(scored.moments, reference.moments, threads)}
+def _fid(scored: Statistics, reference: Statistics) -> dict[str, float]:
+    return {"fid": frechet_distance(scored.moments, reference.moments)}
 
 
-def _inception_score(scored: Statistics, reference: Statistics, threads: int | None) -> dict[str, float]:
+def _inception_score(scored: Statistics, _: Statistics) -> dict[str, float]:
     mean, deviation = inception_score(scored.logits, SPLITS, SHUFFLE_SEED)
     return {"is": mean, "is_std": deviation}
 
