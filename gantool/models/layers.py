@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -21,9 +22,9 @@ class BatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         world = dist.get_world_size()
         # Two passes: the variance around the global mean keeps float32's digits, unlike E[x^2] - E[x]^2.
-        mean = _sum_over_ranks(x.mean(dim=(0, 2, 3))) / world
+        mean = _SumOverRanks.apply(x.mean(dim=(0, 2, 3))) / world
         centred = x - mean[:, None, None]
-        var = _sum_over_ranks(centred.square().mean(dim=(0, 2, 3))) / world
+        var = _SumOverRanks.apply(centred.square().mean(dim=(0, 2, 3))) / world
         count = world * x.numel() // x.shape[1]
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
@@ -35,10 +36,19 @@ class BatchNorm(nn.BatchNorm2d):
         return out
 
 
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks; gradients flow back to every rank."""
-    total: Tensor = dist_functional.all_reduce(x)  # type: ignore[no-untyped-call]
-    return total
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; gradients, of any order, flow back to every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total: Tensor = _SumOverRanks.apply(gradient)
+        return total
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:
