@@ -81,6 +81,8 @@ def _seconds(device: torch.device, work: Callable[[], None]) -> float:
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - began
 
 

@@ -90,27 +90,35 @@ def _verb(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None
 
 def _run_guarded(call: Callable[[], int | None]) -> int:
     try:
+        # SIGTERM unwinds like Ctrl-C, so that temporary files are removed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = call() or EXIT_DONE
         sys.stdout.flush()
         return code
     except GantoolError as error:
-        if _options["debug"]:
-            raise
-        _complain("interrupted" if error.exit_code == EXIT_INTERRUPTED else "error", error.message, error.hint)
+        _show_traceback()
+        _complain("error", error.message, error.hint)
         return error.exit_code
+    except InterruptedRun as stop:
+        if os.environ.get("RANK", "0") == "0":
+            _complain("interrupted", stop.message, stop.hint)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        _complain("interrupted", "stopped by Ctrl-C", "run the same command again to go on")
+        _complain("interrupted", "stopped by a signal", "run the same command again to go on")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `gantool status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except Exception as error:
-        if _options["debug"]:
-            raise
-        _complain(
-            "error", f"{type(error).__name__}: {error}", "this is a defect of gantool: run with --debug to see where"
-        )
+        _show_traceback()
+        hint = "this is a defect of gantool: run with --debug to see where"
+        _complain("error", f"{type(error).__name__}: {error}", hint)
         return EXIT_FAILED
+
+
+def _show_traceback() -> None:
+    if _options["debug"]:
+        traceback.print_exc()
 
 
 def _complain(kind: str, message: str, hint: str | None) -> None:
@@ -259,6 +267,7 @@ def _open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, R
     if (settings.fingerprint, settings.seed) != (run.config().fingerprint, run.config().seed):
         text = "--set changes the numbers of an existing run, which then were no longer those of its name"
         raise UsageError(f"{path}: {text}", "start a new run from a config; only runtime.* and eval.* may change here")
+    run.write_config(settings)
     return settings, run
 
 
@@ -293,16 +302,15 @@ def _train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts) 
     runtime.finish()
 
 
-def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folder: Path | None) -> dict[str, Any]:
-    """Score a snapshot by the `eval` section of `settings`; write the score below `folder` unless it is None."""
+def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folder: Path) -> dict[str, Any]:
+    """Score a snapshot by the `eval` section of `settings`; write the score below `folder`."""
     from gantool import evaluate as evaluation
     from gantool.sample import load_snapshot
 
     assert settings.eval is not None
     snapshot = load_snapshot(path, device)
     score = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, progress)
-    if folder is not None:
-        evaluation.write_score(folder, score)
+    evaluation.write_score(folder, score)
     return score.to_json()
 
 
@@ -310,7 +318,7 @@ def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folde
 def sample(
     ckpt: Ckpt,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")],
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of images.")] = 64,
+    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images [default: 64].")] = None,
     grid: Annotated[
         str | None, typer.Option(metavar="ROWSxCOLS", help="One picture of images 0, 1, ... instead.")
     ] = None,
@@ -321,20 +329,25 @@ def sample(
     device: Device = None,
 ) -> int | None:
     """Draw images from a snapshot; prints where they are."""
-    from gantool.sample import draw_grid, find_snapshot, load_snapshot, parse_grid
+    from gantool.runs import find_snapshot
+
+    path = find_snapshot(ckpt)
+    if grid and num:
+        raise UsageError("--num has no effect with --grid, which draws rows x columns images", "leave one of them out")
+    from gantool.sample import draw_grid, load_snapshot, parse_grid
     from gantool.sample import sample as run
 
     shape = parse_grid(grid) if grid else None
     if shape and out.suffix.lower() != ".png":
         raise UsageError(f"--out: found {out.name!r}, expected a .png file for --grid", "for example --out grid.png")
     if classes:
-        text = f"{find_snapshot(ckpt)}: this generator is not class-conditional, --classes would have no effect"
+        text = f"{path}: this generator is not class-conditional, --classes would have no effect"
         raise UsageError(text, "leave --classes out")
     with _progress() as progress:
         from gantool.runtime import choose_device
 
-        snapshot = load_snapshot(ckpt, choose_device(device or "auto"))
-        done = draw_grid(snapshot, *shape, seed, out) if shape else run(snapshot, num, seed, out, progress)
+        snapshot = load_snapshot(path, choose_device(device or "auto"))
+        done = draw_grid(snapshot, *shape, seed, out) if shape else run(snapshot, num or 64, seed, out, progress)
     print(done)
     return None
 
@@ -347,13 +360,16 @@ def evaluate(
     metrics: Annotated[str | None, typer.Option(help="Comma-separated: fid,is.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
     weights: Annotated[Path | None, typer.Option(help="Weights file of the inception extractor.")] = None,
+    allow_unknown_weights: Annotated[
+        bool, typer.Option("--allow-unknown-weights", help="Take other weights too; their digest is in the protocol.")
+    ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the packed data; default: the run's.")] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
     device: Device = None,
 ) -> int | None:
     """Score snapshots against the real training images; prints one table."""
     from gantool.config.schema import EvalConfig
-    from gantool.sample import find_snapshot
+    from gantool.runs import find_snapshot
 
     _choose("--format", form, ("table", "json", "csv", "markdown"))
     asked: dict[str, Any] = {"extractor": extractor, "num": num}
@@ -376,10 +392,13 @@ def evaluate(
                 base | {key: value for key, value in asked.items() if value is not None}
             )
             folder = data_dir or Path(snapshot.config.runtime.data_dir)
-            score = evaluation.evaluate(snapshot, settings, folder, seed, progress, weights)
+            score = evaluation.evaluate(snapshot, settings, folder, seed, progress, weights, allow_unknown_weights)
             run = path.parent.parent
-            if (run / "config.yaml").is_file():
-                evaluation.write_score(run, score)
+            if path.parent.name == "snapshots" and (run / "config.yaml").is_file():
+                try:
+                    evaluation.write_score(run, score)
+                except GantoolError as error:  # someone else's run: the score is printed all the same
+                    progress.say(f"not kept: {error.message}")
             scores.append(score)
     rows = evaluation.score_rows(scores)
     notes = [str(row[key]) for row in rows for key in ("protocol", "warnings") if row.get(key)]
@@ -435,9 +454,10 @@ def sweep(
         _print_states(plan_states(plan), form)
         return None
     with _progress() as progress:
-        for data, folder in {(trial.config.data, trial.config.runtime.data_dir) for trial in plan.trials}:
+        missing = [trial.config for trial in verb.missing(plan, retry_failed)]
+        for data, folder in dict.fromkeys((item.data, item.runtime.data_dir) for item in missing):
             ensure_packed(data, Path(folder), progress)
-        if any(trial.config.eval for trial in verb.missing(plan, retry_failed)):
+        if any(item.eval for item in missing):
             _prepare_scores(config, assignments or [])
         outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed)
         for path in outcome.files:
@@ -535,13 +555,22 @@ def config_schema(
     sweep: Annotated[bool, typer.Option("--sweep", help="The schema of sweep files instead of run configs.")] = False,
 ) -> int | None:
     """Print the JSON schema of configs, for completion and checks in editors."""
-    if sweep:
-        from gantool.config.sweep_file import SweepConfig
-
-        schema = SweepConfig.model_json_schema()
-    else:
-        from gantool.config.schema import RunConfig
-
-        schema = RunConfig.model_json_schema()
-    print(json.dumps(schema, indent=1))
+    print(json.dumps(sweep_schema() if sweep else run_schema(), indent=1))
     return None
+
+
+def run_schema() -> dict[str, Any]:
+    """JSON schema of run configs, with `extends`."""
+    from gantool.config.schema import RunConfig
+
+    schema = RunConfig.model_json_schema()
+    parent = {"type": "string", "title": "Extends", "description": "Another config, below this one in precedence."}
+    schema["properties"]["extends"] = parent
+    return schema
+
+
+def sweep_schema() -> dict[str, Any]:
+    """JSON schema of sweep files."""
+    from gantool.config.sweep_file import SweepConfig
+
+    return SweepConfig.model_json_schema()

@@ -48,7 +48,15 @@ class DivergedError(GantoolError):
     """A loss became NaN or infinite."""
 
 
-class InterruptedRun(GantoolError):
-    """A signal or the time limit stopped the run; its state is saved (exit code 75)."""
+class InterruptedRun(BaseException):
+    """A signal or the time limit stopped the run; its state is saved (exit code 75).
+
+    Like KeyboardInterrupt no `Exception`: it may come at any line, and nothing on the way may take it for a failure.
+    """
 
     exit_code = EXIT_INTERRUPTED
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint

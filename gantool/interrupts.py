@@ -17,8 +17,8 @@ _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 class Interrupts:
     """Catches the stop signals of a process that trains.
 
-    In the training loop (`polled`) the first signal is remembered, and `pending` asks for it between steps; a second
-    Ctrl-C ends the process at once. Before and after the loop there is nothing to save: a signal raises InterruptedRun.
+    In the training loop (`polled`) the first signal is remembered, and `pending` asks for it between steps; a Ctrl-C
+    after it ends the process at once. Outside the loop there is nothing to save: a signal raises InterruptedRun.
     The environment variable GANTOOL_DEADLINE (seconds since the epoch) is the end of the time limit; the run leaves
     `margin_seconds` before it, which the trainer sets from the measured time of a checkpoint.
     """
@@ -58,7 +58,7 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._polled:
             raise InterruptedRun(f"stopped by {describe(number)}, outside training", "run the same command again")
-        if number == signal.SIGINT and self.signal_number == signal.SIGINT:
+        if number == signal.SIGINT and self.signal_number:
             raise KeyboardInterrupt
         self.signal_number = self.signal_number or number
 

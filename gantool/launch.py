@@ -13,36 +13,50 @@ from types import FrameType
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 GRACE_SECONDS = 10.0
+PATIENCE_SECONDS = 300.0
 
 
 def launch(num_ranks: int, arguments: list[str]) -> int:
     """Run `gantool ARGUMENTS` as ranks 0..num_ranks-1, pass signals on, return the exit code of all: the first failure
     ends the others; 75 if any was interrupted."""
     port = _free_port()
-    children = [subprocess.Popen([sys.executable, "-m", "gantool", *arguments], env=_environment(rank, num_ranks, port))
-                for rank in range(num_ranks)]  # fmt: skip
+    children: list[subprocess.Popen[bytes]] = []
+    stopping = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal sends it to the children too
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, pass_on)
-    failed_at = None
+    for rank in range(num_ranks):
+        environment = _environment(rank, num_ranks, port)
+        # A session of their own: Ctrl-C reaches the ranks through this process alone, and once.
+        command = [sys.executable, "-m", "gantool", *arguments]
+        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    left_at: dict[int, float] = {}
     while any(child.poll() is None for child in children):
-        if failed_at is None and any(child.poll() not in (None, EXIT_DONE) for child in children):
-            failed_at = time.monotonic()  # a rank that left keeps the others waiting for it in vain
-        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
-            for child in children:
-                child.kill()
+        now = time.monotonic()
+        for rank, child in enumerate(children):
+            if child.poll() not in (None, EXIT_DONE):
+                left_at.setdefault(rank, now)
+        # A rank that left keeps the others waiting for it in vain; one that was interrupted lets rank 0 save first.
+        for rank, since in left_at.items():
+            patience = PATIENCE_SECONDS if children[rank].returncode == EXIT_INTERRUPTED else GRACE_SECONDS
+            if now - since > patience:
+                for child in children:
+                    child.kill()
         time.sleep(0.05)
-    ends = [child.wait() for child in children]
-    failures = [code for code in ends if code not in (EXIT_DONE, EXIT_INTERRUPTED)]
+    codes = [child.wait() for child in children]
+    if stopping or EXIT_INTERRUPTED in codes:  # ranks that were still starting die of the signal itself
+        codes = [EXIT_INTERRUPTED if code < 0 else code for code in codes]
+    failures = [code for code in codes if code not in (EXIT_DONE, EXIT_INTERRUPTED)]
     if failures:
         return next((code for code in failures if code > 0), EXIT_FAILED)
-    return EXIT_INTERRUPTED if EXIT_INTERRUPTED in ends else EXIT_DONE
+    return EXIT_INTERRUPTED if EXIT_INTERRUPTED in codes else EXIT_DONE
 
 
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:

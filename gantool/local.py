@@ -86,7 +86,7 @@ class _Child:
         self.started, self.time = time.monotonic(), time.time()
         self.told = False  # whether it was asked to stop
         line = [*command, str(trial.run.path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(slots.threads), "GANTOOL_THREADS": str(slots.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(slots.threads)}
         gpu = slots.gpu(slot)
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -47,14 +47,19 @@ LOSSES = {
 
 
 def penalty(
-    settings: NoPenalty | GradientPenalty | R1Penalty, network: nn.Module, real: Tensor, fake: Tensor, mix: Tensor
+    settings: NoPenalty | GradientPenalty | R1Penalty,
+    network: nn.Module,
+    real: Tensor,
+    fake: Tensor,
+    mix: Tensor | None = None,
 ) -> Tensor:
-    """The weighted gradient penalty of `network` at images float [B, C, H, W]; `mix` is float [B] in [0, 1).
+    """The weighted gradient penalty of `network` at images float [B, C, H, W]; gp needs `mix`, float [B] in [0, 1).
 
     gp: weight * E[(|grad D(x^)| - 1)^2] at x^ = mix x + (1 - mix) G(z) (Gulrajani et al., 2017, eq. 3);
     r1: weight/2 * E[|grad D(x)|^2] on real images (Mescheder et al., 2018, eq. 9).
     """
     if isinstance(settings, GradientPenalty):
+        assert mix is not None
         points = torch.lerp(fake, real, mix.view(-1, 1, 1, 1))
         squared = _squared_gradient_norm(network, points)
         return settings.weight * ((squared + 1e-12).sqrt() - 1).square().mean()

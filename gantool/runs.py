@@ -49,10 +49,7 @@ class RunDirectory:
         An existing directory keeps its files; settings that cannot change the numbers (`runtime`, `eval`) are updated.
         """
         run = cls(Path(config.runtime.runs_dir) / config.run_id)
-        text = dump_yaml(config.model_dump(mode="json"))
-        path = run.path / "config.yaml"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            files.write_text(path, text)
+        run.write_config(config)
         return run
 
     @classmethod
@@ -132,10 +129,11 @@ class RunDirectory:
 
     def locked(self) -> bool:
         """Whether a living process on a machine that shares the filesystem's locks is training this run."""
-        if not (self.path / "lock").exists():
+        try:
+            with (self.path / "lock").open("rb") as file:
+                return not _try_lock(file, fcntl.LOCK_SH)
+        except OSError:  # never locked, or not ours to look at
             return False
-        with self._lock_file() as file:
-            return not _try_lock(file, fcntl.LOCK_SH)
 
     def state(self, config: RunConfig | None = None) -> State:
         """What the run is, from its files alone. `unscored`: trained, but without the scores that `config` asks for.
@@ -147,15 +145,27 @@ class RunDirectory:
         status = self.status()  # after the look at the lock: its last words were written while it held it
         if self.marked("cancelled"):
             return "cancelled"
-        result = self.result()
-        if result is not None:
-            return "done" if result.get("eval") == eval_digest(config or self.config()) else "unscored"
+        if self.result() is not None:
+            return self.state_of_result(config or self.config())
         state = status.get("state")
         if state in ("failed", "diverged"):
             return "failed" if state == "failed" else "diverged"
         if self.marked("stopped"):
             return "stopped"
         return "lost" if state == "running" else "planned"
+
+    def state_of_result(self, config: RunConfig) -> Literal["planned", "unscored", "done"]:
+        """`planned` without result.json, `unscored` when it lacks the scores that `config` asks for."""
+        result = self.result()
+        if result is None:
+            return "planned"
+        return "done" if result.get("eval") == eval_digest(config) else "unscored"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml, if it is not the same already."""
+        text, path = dump_yaml(config.model_dump(mode="json")), self.path / "config.yaml"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text)
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[IO[bytes]]:
@@ -168,6 +178,19 @@ class RunDirectory:
             ) from error
         with file:
             yield file
+
+
+def find_snapshot(path: Path) -> Path:
+    """The snapshot file that `path` means: itself, or the last of a run directory; UsageError if there is none."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder", "give a snapshot file or a run directory")
+    found = RunDirectory(path).snapshots() or sorted(path.glob("step-*.safetensors"))
+    if not found:
+        hint = "training writes the first one at runtime.snapshot_every, or at its end"
+        raise UsageError(f"{path}: holds no snapshot (snapshots/step-*.safetensors)", hint)
+    return found[-1]
 
 
 def eval_digest(config: RunConfig) -> str:

@@ -6,8 +6,9 @@ penalties with double backward and frozen players need no special care.
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from gantool.config.schema import RuntimeConfig
-from gantool.errors import UsageError
+from gantool.errors import GantoolError, UsageError
 
 
 class Runtime:
@@ -26,6 +27,9 @@ class Runtime:
 
     def __init__(self, settings: RuntimeConfig, folder: str = ".") -> None:
         kind = _choose_device(settings.device)
+        for name in settings.trackers:
+            if importlib.util.find_spec(name) is None:
+                raise UsageError(f"runtime.trackers: {name} is not installed", f"pip install 'gantool[{name}]'")
         trackers: list[Any] = list(settings.trackers)
         # The other ranks wait while rank 0 scores, which may take longer than the default half hour.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
@@ -58,11 +62,21 @@ class Runtime:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Do `work` on rank 0 while the others wait; when it fails there, all ranks raise."""
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except Exception as error:
+                failure = error
+        if self.highest(int(failure is not None)):
+            raise failure or GantoolError("rank 0 failed", "its message says why")
+
     def start_tracking(self, name: str, config: dict[str, Any]) -> None:
         """Open the trackers of the config, if any, on rank 0."""
         if self._tracking:
-            flat = {k: v for k, v in config.items() if isinstance(v, (int, float, str, bool))}
-            self._accelerator.init_trackers(name, flat)
+            self._accelerator.init_trackers(name, _flat(config))
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Send numbers to the trackers, if any."""
@@ -72,6 +86,17 @@ class Runtime:
     def finish(self) -> None:
         """Close the trackers and leave the process group."""
         self._accelerator.end_training()
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """Nested mappings as one with dotted keys, as trackers want it."""
+    flat: dict[str, int | float | str | bool] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
 
 
 def num_threads(wanted: int) -> int:

@@ -22,7 +22,7 @@ from gantool.config.schema import RunConfig
 from gantool.data.loader import to_uint8
 from gantool.errors import UsageError
 from gantool.progress import Progress
-from gantool.runs import RunDirectory
+from gantool.runs import find_snapshot
 
 BLOCK = 64
 
@@ -38,19 +38,6 @@ class Snapshot:
     data: dict[str, Any]  # digest, title, classes, image_shape [H, W, C] of the training data
     ema: bool  # averaged weights
     generator: nn.Module  # in eval mode
-
-
-def find_snapshot(path: Path) -> Path:
-    """The snapshot file that `path` means: itself, or the last of a run directory; UsageError if there is none."""
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise UsageError(f"{path}: there is no such file or folder", "give a snapshot file or a run directory")
-    found = RunDirectory(path).snapshots() or sorted(path.glob("step-*.safetensors"))
-    if not found:
-        hint = "training writes the first one at runtime.snapshot_every, or at its end"
-        raise UsageError(f"{path}: holds no snapshot (snapshots/step-*.safetensors)", hint)
-    return found[-1]
 
 
 def load_snapshot(path: Path, device: torch.device) -> Snapshot:
@@ -130,6 +117,8 @@ def sample(snapshot: Snapshot, num: int, seed: int, out: Path, progress: Progres
     """Write images 0..num-1 to `out`: a .npz (array `images`, uint8 [num, H, W, C]), a .zip of PNGs, or a folder of
     PNGs (img_000000.png ...). A folder may be continued; a file is written whole or not at all."""
     suffix = out.suffix.lower()
+    if out.is_dir():
+        suffix = ""
     if suffix not in (".npz", ".zip", ""):
         raise UsageError(f"--out: found {out.name!r}, expected a folder, x.npz or x.zip", "change the ending")
     if suffix == "" and out.is_file():

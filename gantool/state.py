@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gantool import models
 from gantool.config.schema import AdamConfig, RunConfig
 from gantool.errors import GantoolError
+from gantool.models.layers import iterate_spectral_norms
 
 
 class State:
@@ -29,7 +30,7 @@ class State:
             "generator": _optimizer(config.optimizer.generator, self.generator),
             "discriminator": _optimizer(config.optimizer.discriminator, self.discriminator),
         }
-        self.pending: list[Tensor] = []  # the numbers of each step since the last report, float32 [NUM_SCALARS] each
+        self.pending: list[Tensor] = []  # the numbers of each step since the last report, float32, see train.SCALARS
         live, average = dict(self.generator.named_buffers()), dict(self.ema.named_buffers())
         # Running moments of batch normalisation are averaged like weights, over the same window; other buffers copied.
         running = {name for name in live if name.endswith(("running_mean", "running_var"))}
@@ -48,6 +49,15 @@ class State:
         torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
         for average, value in self._copied:
             average.copy_(value)
+
+    def averaged_generator(self) -> nn.Module:
+        """The averaged generator, to sample; spectral norms are those of the averaged weights."""
+        if not self.config.generator.spectral_norm:
+            return self.ema
+        generator = copy.deepcopy(self.ema)
+        for _ in range(5):
+            iterate_spectral_norms(generator)
+        return generator
 
     def finite(self) -> bool:
         """Whether all weights of the networks are finite numbers."""

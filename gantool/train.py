@@ -26,7 +26,7 @@ from gantool.errors import DivergedError, GantoolError, InterruptedRun
 from gantool.interrupts import Interrupts, describe
 from gantool.models.layers import iterate_spectral_norms
 from gantool.progress import Progress
-from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest
+from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
 
@@ -60,16 +60,17 @@ def train(
                 refused = busy
         if runtime.highest(int(refused is not None)):
             raise refused or RunBusy(f"{run.path}: another process is training this run")
-        result = run.result()
-        if result is None:
+        # Rank 0 decides for all what is left to do: the files may change while the others look.
+        state = run.state_of_result(config) if runtime.is_main else "done"
+        left = runtime.highest({"done": 0, "unscored": 1, "planned": 2}[state])
+        if left == 2:
             Trainer(run, config, data, runtime, interrupts, progress).run_to_end()
-        if runtime.is_main and (result is None or result.get("eval") != eval_digest(config)):
-            _score_and_finish(run, config, progress, score)
-        runtime.highest(0)
+        if left:
+            runtime.on_main(lambda: _score_and_finish(run, config, progress, score))
 
 
 def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, score: Scorer) -> None:
-    last = run.snapshots()[-1]
+    last = find_snapshot(run.path)
     total = int(checkpoint.read_facts(last)["step"])
     try:
         scores = score(last) if config.eval else []
@@ -131,8 +132,6 @@ class Trainer:
                 while state.step < self.total:
                     self.train_step()
                     self.maintain()
-            except InterruptedRun:
-                raise
             except Exception as error:
                 if runtime.is_main:
                     kind = "diverged" if isinstance(error, DivergedError) else "failed"
@@ -165,7 +164,8 @@ class Trainer:
             else:
                 real_logits, fake_logits = state.discriminator(real), state.discriminator(fake)
             loss = self.loss.discriminator(real_logits, fake_logits)
-            mix = self.share(randomness.generator(config.seed, "mix", state.step, update).random, ())
+            draw = randomness.generator(config.seed, "mix", state.step, update).random
+            mix = self.share(draw, ()) if config.penalty.kind == "gp" else None
             extra = losses.penalty(config.penalty, state.discriminator, real, fake, mix)
             self._update("discriminator", loss + extra)
             with torch.no_grad():
@@ -191,7 +191,7 @@ class Trainer:
     def share(self, draw: Callable[..., np.ndarray], shape: tuple[int, ...]) -> Tensor:
         """This rank's rows of one draw for the whole global batch, on the device."""
         values = draw((self.config.batch, *shape), dtype=np.float32)[self.real.share]
-        return torch.from_numpy(values).to(self.runtime.device, non_blocking=True)
+        return torch.from_numpy(values).to(self.runtime.device)
 
     def _update(self, player: str, loss: Tensor) -> None:
         optimizer = self.state.optimizers[player]
@@ -205,15 +205,16 @@ class Trainer:
         """What is due at this step: report, sample grid, snapshot, checkpoint; and leaving, when there is a reason."""
         step, final = self.state.step, self.state.step == self.total
         signal_number = self._agreed_signal(final)
-        leaving = bool(signal_number) and not final
+        leaving = bool(signal_number)
         save = (self._due("checkpoint") or final or leaving) and step > self._saved_step
         self.progress.step("train", step, self.total, self._detail())
         if self.state.pending and (self._due("log") or final):
             self.report()
         if self._due("sample") or step == 0 or final:
-            self._grid()
+            self.runtime.on_main(self._write_grid)
         if (self._due("snapshot") or final) and step > 0:
-            self._snapshot()
+            self._check_finite({})
+            self.runtime.on_main(self._write_snapshot)
         if save:
             self._checkpoint()
         if leaving:
@@ -264,30 +265,27 @@ class Trainer:
             )
             raise DivergedError(f"{self.run.path}: {what} by step {self.state.step}", hint)
 
-    def _grid(self) -> None:
-        if self.runtime.is_main:
-            rows, columns = sample.parse_grid(self.config.runtime.grid)
-            latent_dim, seed = self.config.generator.latent_dim, self.config.seed
-            parts = sample.generate_with(self.state.ema, latent_dim, 0, rows * columns, seed)
-            picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
-            sample.save_grid(self.run.folder("samples") / f"step-{self.state.step:08d}.png", picture)
+    def _write_grid(self) -> None:
+        rows, columns = sample.parse_grid(self.config.runtime.grid)
+        latent_dim, seed = self.config.generator.latent_dim, self.config.seed
+        parts = sample.generate_with(self.state.averaged_generator(), latent_dim, 0, rows * columns, seed)
+        picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
+        sample.save_grid(self.run.folder("samples") / f"step-{self.state.step:08d}.png", picture)
 
-    def _snapshot(self) -> None:
-        self._check_finite({})
-        if self.runtime.is_main:
-            facts = {
-                "kind": "snapshot",
-                "step": self.state.step,
-                "ema": self.config.ema.decay > 0,
-                "config": self.config.model_dump(mode="json"),
-                "data": self._data_facts(),
-                "version": gantool.__version__,
-            }
-            path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
-            checkpoint.save(path, self.state.ema.state_dict(), facts)
-            from gantool.report.curves import draw_curves
+    def _write_snapshot(self) -> None:
+        facts = {
+            "kind": "snapshot",
+            "step": self.state.step,
+            "ema": self.config.ema.decay > 0,
+            "config": self.config.model_dump(mode="json"),
+            "data": self._data_facts(),
+            "version": gantool.__version__,
+        }
+        path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
+        checkpoint.save(path, self.state.averaged_generator().state_dict(), facts)
+        from gantool.report.curves import draw_curves
 
-            draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)
+        draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)
 
     def _data_facts(self) -> dict[str, Any]:
         shape = list(self.data.images.shape[1:])
@@ -301,29 +299,31 @@ class Trainer:
     def _checkpoint(self) -> None:
         began = time.monotonic()
         if self.state.pending:
-            self._check_finite(dict(zip(SCALARS, torch.stack(self.state.pending).mean(0).tolist(), strict=True)))
-        if self.runtime.num_ranks > 1 and self.state.pending:
             pending = torch.stack(self.state.pending)
             self.runtime.average([pending])
             self.state.pending = list(pending)
-        if self.runtime.is_main:
-            folder = self.run.folder("checkpoints")
-            facts = {
-                "kind": "checkpoint",
-                "step": self.state.step,
-                "fingerprint": self.config.fingerprint,
-                "seed": self.config.seed,
-                "data": self.data.digest,
-            }
-            checkpoint.save(checkpoint.step_file(folder, self.state.step), self.state.tensors(), facts)
-            checkpoint.keep_newest(folder, 2)
+            self._check_finite(dict(zip(SCALARS, pending.mean(0).tolist(), strict=True)))
+        self.runtime.on_main(self._write_checkpoint)
         self._saved_step = self.state.step
         self.interrupts.margin_seconds = max(10.0, 2 * (time.monotonic() - began))
+
+    def _write_checkpoint(self) -> None:
+        folder = self.run.folder("checkpoints")
+        facts = {
+            "kind": "checkpoint",
+            "step": self.state.step,
+            "fingerprint": self.config.fingerprint,
+            "seed": self.config.seed,
+            "data": self.data.digest,
+        }
+        checkpoint.save(checkpoint.step_file(folder, self.state.step), self.state.tensors(), facts)
+        checkpoint.keep_newest(folder, 2)
 
     def _leave(self, signal_number: int) -> None:
         why = describe(signal_number)
         if self.runtime.is_main:
             self.run.write_status("stopped", self.state.step, self.total, self.rate, f"stopped by {why}")
+        self.runtime.highest(0)  # no rank leaves before rank 0 has saved
         hint = f"go on with: gantool train {self.run.path}"
         raise InterruptedRun(f"{self.run.path}: stopped by {why} at step {self.state.step}, everything is saved", hint)
 
@@ -344,10 +344,12 @@ class Trainer:
         self._window_start = time.monotonic()
         if self.runtime.is_main:
             self.journal.rewind(self.state.step)
-            for folder in ("snapshots", "samples"):
-                for path in (self.run.path / folder).glob("step-*"):
-                    if int(path.name.split(".")[0].removeprefix("step-")) > self.state.step:
-                        path.unlink()
+            # Newer checkpoints are damaged ones, which must not push out the next good ones.
+            for path in self.run.path.glob("*/step-????????.*"):
+                if int(path.name[5:13]) > self.state.step:
+                    path.unlink()
+            for path in self.run.path.rglob(".*.tmp"):  # left by a process that was killed while it wrote
+                path.unlink()
             self.run.unmark("stopped")
             self.run.write_status("running", self.state.step, self.total)
             files.write_json(self.run.path / "run.json", self._identity())

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from conftest import Gantool
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 VERBS = ["prepare", "train", "sample", "eval", "sweep", "status", "bench", "config-schema"]
 
 
@@ -28,6 +30,23 @@ def test_help_lists_the_verbs_and_version_prints_it(gantool: Gantool) -> None:
 def test_config_schema_is_one_json_document(gantool: Gantool) -> None:
     for words, key in (((), "batch"), (("--sweep",), "vary")):
         assert key in json.loads(gantool("config-schema", *words).stdout)["properties"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_schemas_accept_the_configs_of_this_repository(path: Path) -> None:
+    from gantool.cli import run_schema, sweep_schema
+    from gantool.config.document import read_document
+
+    tree = read_document(path).tree
+    jsonschema.validate(tree, sweep_schema() if "base" in tree else run_schema())
+
+
+def test_the_schema_refuses_a_misspelt_key() -> None:
+    from gantool.cli import run_schema
+
+    jsonschema.validate({"extends": "x.yaml", "loss": "hinge", "augment": {"shift": 3}, "penalty": None}, run_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"generator": {"widht": 3}}, run_schema())
 
 
 def test_a_wrong_config_is_exit_2_with_file_line_key_and_hint(gantool: Gantool, tmp_path: Path) -> None:

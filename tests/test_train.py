@@ -61,6 +61,21 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_snapshot(gan
         assert "NaN" not in line and "Infinity" not in line
 
 
+def test_a_signal_while_scoring_is_no_failure(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    # Scoring 100,000 images takes long enough to be interrupted; the state must say "go on", not "failed".
+    words = sets(("steps=5", "eval={num: 100000}"))
+    process = start("train", tiny, *words)
+    wait_for(lambda: list(tmp_path.glob("runs/*/snapshots/step-00000005.safetensors")) or process.poll() is not None)
+    (run,) = (tmp_path / "runs").iterdir()
+    wait_for(lambda: json.loads((run / "status.json").read_text())["message"] == "scoring")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped by SIGTERM" in err
+    assert json.loads(gantool("status", run, "-f", "json").stdout)[0]["state"] == "stopped"
+    assert gantool("train", run, *sets(("eval={num: 50}",))).returncode == 0
+    assert json.loads((run / "result.json").read_text())["step"] == 5
+
+
 def test_a_second_process_is_sent_away_and_the_first_is_unharmed(gantool: Gantool, tiny: Path) -> None:
     words = sets(("steps=100000",))
     first = start("train", tiny, *words)

@@ -125,6 +125,8 @@ _StrictDumper.yaml_implicit_resolvers = {
 
 
 def _construct(node: yaml.Node, path: Path_, document: Document, mark: Any) -> Any:
+    if len(path) > 50:
+        raise ConfigError([(mark(node.start_mark), path[0], "nested too deep: an anchor contains itself", None)])
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:

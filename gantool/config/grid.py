@@ -224,8 +224,12 @@ class _Reader:
             if key == "seed" and self.sweep.seeds is not None:
                 text, hint = "the sweep file sets the seeds itself", "change 'seeds:' there"
                 self.problems.append((change.name, key, text, hint))
-            elif key in owners:
-                text, hint = f"the axis '{owners[key]}' of the sweep sets this key", "change the axis in the sweep file"
+                continue
+            owner = next(
+                (owners[k] for k in owners if f"{k}.".startswith(f"{key}.") or f"{key}.".startswith(f"{k}.")), None
+            )
+            if owner is not None:
+                text, hint = f"the axis '{owner}' of the sweep sets this key", "change the axis in the sweep file"
                 self.problems.append((change.name, key, text, hint))
 
     def _check_size(self) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -42,23 +43,23 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?) *(step|epoch|kimg)s?$")
 
 
-def parse_duration(text: int | str) -> tuple[float, str]:
+def parse_duration(text: int | str) -> tuple[Fraction, str]:
     """`5000`, `"5000 steps"`, `"20 epochs"` or `"800 kimg"` as (amount, unit); ValueError for anything else."""
     if isinstance(text, int) and not isinstance(text, bool):
         text = f"{text} steps"
     found = _DURATION.match(text.strip()) if isinstance(text, str) else None
-    if not found or float(found[1]) <= 0:
+    if not found or Fraction(found[1]) <= 0:
         raise ValueError(f"found {text!r}, expected a positive duration like 5000, '20 epochs' or '800 kimg'")
     unit = "kimg" if found[2] == "kimg" else found[2] + "s"
-    if unit == "steps" and not float(found[1]).is_integer():
+    if unit == "steps" and Fraction(found[1]).denominator != 1:
         raise ValueError(f"found {text!r}, expected a whole number of steps")
-    return float(found[1]), unit
+    return Fraction(found[1]), unit
 
 
 def duration_in_steps(duration: int | str, images_per_step: int, num_images: int) -> int:
     """Generator updates in `duration`; a step shows the discriminator `images_per_step` of `num_images` real images."""
     amount, unit = parse_duration(duration)
-    images = {"steps": amount * images_per_step, "epochs": amount * num_images, "kimg": amount * 1000}[unit]
+    images = amount * {"steps": images_per_step, "epochs": num_images, "kimg": 1000}[unit]
     return max(1, math.ceil(images / images_per_step))
 
 
@@ -67,15 +68,19 @@ def _check_duration(value: Any) -> Any:
         amount, unit = parse_duration(value)
     except ValueError as error:
         raise PydanticCustomError("duration", "{text}", {"text": str(error)}) from None
-    return int(amount) if unit == "steps" else f"{amount:g} {unit}"
+    if unit == "steps":
+        return int(amount)
+    digits = str(int(amount)) if amount.denominator == 1 else str(value).split(unit[0])[0].strip()
+    return f"{digits} {unit}"
 
 
 Duration = Annotated[int | str, BeforeValidator(_check_duration)]
 """Steps (generator updates), or a text with a unit: '20 epochs', '800 kimg' (thousands of real images)."""
 
 
-def _kind(default: str) -> BeforeValidator:
-    """`augment: basic` is short for `augment: {kind: basic}`; a mapping without `kind` means the default one."""
+def _kind(default: str, form: Any) -> BeforeValidator:
+    """`augment: basic` is short for `augment: {kind: basic}`; a mapping without `kind` means the default one. `form` is
+    the type of the mapping, for the JSON schema."""
 
     def expand(value: Any) -> Any:
         if value is None:
@@ -84,17 +89,19 @@ def _kind(default: str) -> BeforeValidator:
             return {"kind": value}
         return {"kind": default, **value} if isinstance(value, dict) else value
 
-    return BeforeValidator(expand)
+    return BeforeValidator(expand, json_schema_input_type=form | str | None)
 
 
 class Model(BaseModel):
     """Base of all config models: frozen, no unknown keys, no silent type conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Model):
@@ -223,7 +230,7 @@ class BasicAugment(Model):
     """Mirror images and small shifts of the real images."""
 
     kind: Literal["basic"] = "basic"
-    flip: Fraction = 0.5
+    flip: Share = 0.5
     """Probability of a left-right mirror image."""
     shift: Annotated[int, Field(ge=0)] = 2
     """Largest shift in pixels along each axis; the border repeats the edge by reflection."""
@@ -234,13 +241,13 @@ class AdvancedAugment(Model):
     learns to draw, since it never sees the unchanged images."""
 
     kind: Literal["advanced"] = "advanced"
-    flip: Fraction = 0.5
+    flip: Share = 0.5
     """Probability of a left-right mirror image."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Smallest side of the random square crop, as a fraction of the image; it is resized back (bilinear)."""
-    color: Fraction = 0.2
+    color: Share = 0.2
     """Largest relative change of brightness, contrast and (RGB) saturation."""
-    cutout: Fraction = 0.0
+    cutout: Share = 0.0
     """Probability that a square of half the side is painted mid-grey."""
 
 
@@ -304,9 +311,9 @@ AugmentConfig = Annotated[NoAugment | BasicAugment | AdvancedAugment, Field(disc
 class OptimizersConfig(Model):
     """One optimizer for each player."""
 
-    generator: Annotated[OptimizerConfig, _kind("adam")] = AdamConfig()
+    generator: Annotated[OptimizerConfig, _kind("adam", OptimizerConfig)] = AdamConfig()
     """Optimizer of the generator."""
-    discriminator: Annotated[OptimizerConfig, _kind("adam")] = AdamConfig()
+    discriminator: Annotated[OptimizerConfig, _kind("adam", OptimizerConfig)] = AdamConfig()
     """Optimizer of the discriminator."""
 
 
@@ -319,17 +326,17 @@ class RunConfig(Model):
     """Seed of everything random in the run."""
     data: DataConfig = DataConfig()
     """The dataset."""
-    generator: Annotated[GeneratorConfig, _kind("conv")] = ConvGenerator()
+    generator: Annotated[GeneratorConfig, _kind("conv", GeneratorConfig)] = ConvGenerator()
     """The generator network."""
-    discriminator: Annotated[DiscriminatorConfig, _kind("conv")] = ConvDiscriminator()
+    discriminator: Annotated[DiscriminatorConfig, _kind("conv", DiscriminatorConfig)] = ConvDiscriminator()
     """The discriminator network."""
-    loss: Annotated[LossConfig, _kind("bce")] = BceLoss()
+    loss: Annotated[LossConfig, _kind("bce", BceLoss | HingeLoss)] = BceLoss()
     """The adversarial loss of both players."""
-    penalty: Annotated[PenaltyConfig, _kind("none")] = NoPenalty()
+    penalty: Annotated[PenaltyConfig, _kind("none", NoPenalty | GradientPenalty | R1Penalty)] = NoPenalty()
     """Gradient penalty of the discriminator."""
     optimizer: OptimizersConfig = OptimizersConfig()
     """The optimizers."""
-    augment: Annotated[AugmentConfig, _kind("none")] = NoAugment()
+    augment: Annotated[AugmentConfig, _kind("none", NoAugment | BasicAugment | AdvancedAugment)] = NoAugment()
     """Augmentation of the real images."""
     ema: EmaConfig = EmaConfig()
     """Average of the generator's weights."""
@@ -352,7 +359,9 @@ class RunConfig(Model):
 
     def identity(self) -> dict[str, Any]:
         """All that can change the numbers of the run but the seed, as plain data."""
-        return self.model_dump(mode="json", exclude={"name", "seed", "eval", "runtime"})
+        plain = self.model_dump(mode="json", exclude={"name", "seed", "eval", "runtime"})
+        plain["data"] |= {"size": self.data.image_size, "channels": self.data.image_channels}
+        return plain
 
     @property
     def fingerprint(self) -> str:

@@ -78,7 +78,9 @@ def open_cifar(name: str, source: Path) -> Source | None:
             for folder in (source / version.folder, source):
                 if (folder / version.train[0]).is_file():
                     return _open_version(name, version, _Files(folder, partial(_open_in_folder, folder)))
-        archives = (source / f"{version.folder.replace('-batches-py', '-python')}.tar.gz" for version in versions)
+        endings = (("-batches-py", "-python"), ("-batches-bin", "-binary"))
+        names = [next((v.folder.replace(*e) for e in endings if e[0] in v.folder), v.folder) for v in versions]
+        archives = (source / f"{archive}.tar.gz" for archive in names)
         found = next((path for path in archives if path.is_file()), None)
         return open_cifar(name, found) if found else None
     if not is_tar(source):

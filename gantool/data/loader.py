@@ -74,7 +74,11 @@ class RealImages:
 
     def batch(self, draw: int) -> Tensor:
         """This rank's share of draw number `draw`: float [share, C, H, W] in [-1, 1], augmented."""
-        images = self._gather(draw) if self.resident else self._fetch(draw).to(self.device, non_blocking=True)
+        images = (
+            self._gather(draw)
+            if self.resident
+            else self._fetch(draw).to(self.device, non_blocking=self.device.type == "cuda")
+        )
         images = to_float(images)
         if isinstance(self.settings, AdvancedAugment):
             rng = randomness.generator(self.seed, "augment", draw)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +112,10 @@ def gaussian_distance(mean_a: FloatArray, cov_a: FloatArray, mean_b: FloatArray,
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) for covariances A, B (float64 [d, d]); Heusel et al., eq. (6)."""
     difference = mean_a - mean_b
     root = _trace_of_root(cov_a, cov_b)
-    return max(0.0, float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2.0 * root))
+    distance = float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2.0 * root)
+    if not math.isfinite(distance):
+        raise GantoolError("the distance is not a finite number", "the features of one side are too large")
+    return max(0.0, distance)
 
 
 def _trace_of_root(a: FloatArray, b: FloatArray) -> float:

@@ -79,7 +79,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight divided by the current estimate of its largest singular value."""
-        return weight / torch.vdot(self.u, torch.mv(self._matrix(weight), self.v))
+        return weight / torch.dot(self.u, torch.mv(self._matrix(weight), self.v))
 
     @torch.no_grad()
     def iterate(self, weight: Tensor, times: int = 1) -> None:
@@ -119,6 +119,11 @@ def initialise(network: nn.Module, normalised: bool) -> None:
             if normalised:
                 nn.init.normal_(module.weight, 0.0, 0.02)
             else:
-                nn.init.kaiming_normal_(module.weight, a=0.2, mode="fan_in")
+                fan_in = module.weight[0].numel()
+                if isinstance(
+                    module, nn.ConvTranspose2d
+                ):  # inputs first; each output sees one of stride^2 kernel parts
+                    fan_in = module.weight[:, 0].numel() // (module.stride[0] * module.stride[1])
+                nn.init.normal_(module.weight, 0.0, nn.init.calculate_gain("leaky_relu", 0.2) / fan_in**0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
