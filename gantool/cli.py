@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_options = {"debug": bool(os.environ.get("GANTOOL_DEBUG")), "quiet": False}
+_options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False}
 
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the config; repeatable.")
@@ -49,6 +49,12 @@ Ckpt = Annotated[Path, typer.Option("--ckpt", "-c", help="A run directory (its l
 
 def main() -> None:
     """Entry point of the `gantool` program."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as under some daemons
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an old locale must not cost a table
     app()
 
 
@@ -138,6 +144,11 @@ def _progress() -> TerminalProgress:
     return TerminalProgress(quiet=_options["quiet"])
 
 
+def _check_device(device: str | None) -> None:
+    if device is not None:
+        _choose("--device", device, ("auto", "cpu", "cuda", "mps"))
+
+
 def _choose(option: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}")
@@ -159,6 +170,8 @@ def prepare(
     from gantool.config.loader import overlay, validate_run
     from gantool.prepare import prepare as run
 
+    if config is not None and size is not None:
+        raise UsageError("--size goes with --dataset; a config has data.size", "use --set data.size=N")
     if (config is None) == (dataset is None):
         raise UsageError("give either a config or --dataset NAME", "for example: gantool prepare --dataset shapes")
     if config is not None:
@@ -166,7 +179,7 @@ def prepare(
     else:
         from gantool.config.document import parse_assignment
 
-        base = Document({"data": {"name": dataset, **({"size": size} if size else {})}}, {}, "--dataset")
+        base = Document({"data": {"name": dataset, **({"size": size} if size is not None else {})}}, {}, "--dataset")
         configs = [validate_run(overlay(base, *map(parse_assignment, assignments or [])))]
     datasets = {c.data: c.runtime for c in configs}
     if source is not None and len(datasets) > 1:
@@ -223,7 +236,7 @@ def train(
 
 
 def _train(path: Path, assignments: list[str], nproc: int, device: str | None, interrupts: Interrupts) -> int | None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = _num_ranks()
     sets = [*assignments, *([f"runtime.device={device}"] if device else [])]
     settings, run = _open_run(path, sets, max(nproc, ranks))
     state = run.state(settings)
@@ -252,6 +265,23 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
     return None
 
 
+def _num_ranks() -> int:
+    """WORLD_SIZE, after a check of the variables that torchrun and srun scripts set for several processes."""
+    values = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
+    for name, value in values.items():
+        if value and not value.isdigit():
+            raise UsageError(
+                f"${name}: found {value!r}, expected a whole number", f"unset {name}, or let torchrun set it"
+            )
+    ranks = int(values["WORLD_SIZE"] or "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if ranks > 1 and missing:
+        raise UsageError(
+            f"$WORLD_SIZE is {ranks}, but {' and '.join(missing)} is not set", "unset WORLD_SIZE, or use torchrun"
+        )
+    return max(1, ranks)
+
+
 def _open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, RunDirectory]:
     """The config and directory that `path` (a config or a run directory) and `--set` mean."""
     from gantool.config.document import parse_assignment
@@ -267,7 +297,6 @@ def _open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, R
     if (settings.fingerprint, settings.seed) != (run.config().fingerprint, run.config().seed):
         text = "--set changes the numbers of an existing run, which then were no longer those of its name"
         raise UsageError(f"{path}: {text}", "start a new run from a config; only runtime.* and eval.* may change here")
-    run.write_config(settings)
     return settings, run
 
 
@@ -279,12 +308,13 @@ def _say_done(run: RunDirectory) -> None:
 
 def _train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts) -> None:
     """Train `run` in this process, as one rank."""
-    from gantool.data.pack import ensure_packed
+    from gantool.data.pack import check_digest, ensure_packed
     from gantool.progress import Silent
     from gantool.terminal import LoggedProgress
 
     with _progress() as terminal:
         data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
+        check_digest(data)
         from gantool.runtime import Runtime
         from gantool.train import train as run_to_end
 
@@ -331,6 +361,7 @@ def sample(
     """Draw images from a snapshot; prints where they are."""
     from gantool.runs import find_snapshot
 
+    _check_device(device)
     path = find_snapshot(ckpt)
     if grid and num:
         raise UsageError("--num has no effect with --grid, which draws rows x columns images", "leave one of them out")
@@ -373,11 +404,12 @@ def evaluate(
 
     _choose("--format", form, ("table", "json", "csv", "markdown"))
     asked: dict[str, Any] = {"extractor": extractor, "num": num}
-    asked["metrics"] = tuple(name.strip() for name in metrics.split(",")) if metrics else None
+    asked["metrics"] = tuple(name.strip() for name in metrics.split(",")) if metrics is not None else None
     if extractor is not None:
         _choose("--extractor", extractor, ("classifier", "inception"))
     for name in asked["metrics"] or ():
         _choose("--metrics", name, ("fid", "is"))
+    _check_device(device)
     paths = [find_snapshot(path) for path in ckpt]
     from gantool import evaluate as evaluation
     from gantool.runtime import choose_device
@@ -465,6 +497,8 @@ def sweep(
         progress.say(
             f"grids, curves and snapshots: <run>/samples, <run>/curves.png, <run>/snapshots in {_runs_dirs(plan)}"
         )
+        if outcome.exit_code == EXIT_INTERRUPTED:
+            progress.say("some runs are being run by another process: run the same command again when they are done")
     _print_results(plan, outcome.rows, form, results)
     return outcome.exit_code
 

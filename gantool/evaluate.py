@@ -17,7 +17,7 @@ from torch import Tensor
 
 import gantool
 from gantool.config.schema import DataConfig, EvalConfig
-from gantool.data.pack import PackedDataset, ensure_packed
+from gantool.data.pack import PackedDataset, check_digest, ensure_packed
 from gantool.errors import GantoolError, UsageError
 from gantool.metrics.extractors import EXTRACTORS, Setting
 from gantool.metrics.features import Extractor, collect
@@ -48,6 +48,7 @@ def evaluate(
     """
     began = time.monotonic()
     data = ensure_packed(snapshot.config.data, data_dir, progress)
+    check_digest(data)
     _check(snapshot, data)
     device = next(snapshot.generator.parameters()).device
     extractor = EXTRACTORS[settings.extractor](

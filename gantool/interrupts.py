@@ -56,11 +56,12 @@ class Interrupts:
         return self.signal_number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = bool(self.signal_number)
+        self.signal_number = self.signal_number or number  # known to the loop, should something swallow the exception
         if not self._polled:
             raise InterruptedRun(f"stopped by {describe(number)}, outside training", "run the same command again")
-        if number == signal.SIGINT and self.signal_number:
+        if number == signal.SIGINT and again:
             raise KeyboardInterrupt
-        self.signal_number = self.signal_number or number
 
 
 def describe(number: int) -> str:

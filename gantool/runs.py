@@ -46,10 +46,11 @@ class RunDirectory:
     def create(cls, config: RunConfig) -> RunDirectory:
         """The directory of `config`, made and given its config.yaml if it was not there.
 
-        An existing directory keeps its files; settings that cannot change the numbers (`runtime`, `eval`) are updated.
+        An existing directory keeps its files; training it updates the settings that cannot change the numbers.
         """
         run = cls(Path(config.runtime.runs_dir) / config.run_id)
-        run.write_config(config)
+        if not (run.path / "config.yaml").exists():
+            run.write_config(config)
         return run
 
     @classmethod
@@ -229,7 +230,7 @@ class Journal:
         for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
-                if isinstance(row, dict) and "step" in row:
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
                     rows.append(row)
         return rows
 

@@ -62,6 +62,8 @@ def train(
             raise refused or RunBusy(f"{run.path}: another process is training this run")
         # Rank 0 decides for all what is left to do: the files may change while the others look.
         state = run.state_of_result(config) if runtime.is_main else "done"
+        if runtime.is_main:
+            run.write_config(config)  # `runtime` and `eval` may be new
         left = runtime.highest({"done": 0, "unscored": 1, "planned": 2}[state])
         if left == 2:
             Trainer(run, config, data, runtime, interrupts, progress).run_to_end()
@@ -346,7 +348,7 @@ class Trainer:
             self.journal.rewind(self.state.step)
             # Newer checkpoints are damaged ones, which must not push out the next good ones.
             for path in self.run.path.glob("*/step-????????.*"):
-                if int(path.name[5:13]) > self.state.step:
+                if path.name[5:13].isdigit() and int(path.name[5:13]) > self.state.step:
                     path.unlink()
             for path in self.run.path.rglob(".*.tmp"):  # left by a process that was killed while it wrote
                 path.unlink()

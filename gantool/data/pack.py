@@ -99,6 +99,13 @@ def verify(dataset: PackedDataset) -> bool:
         return False
 
 
+def check_digest(dataset: PackedDataset) -> None:
+    """DataError when the file is no longer what was packed (see `verify`)."""
+    if not verify(dataset):
+        text = f"{dataset.path}: damaged: its digest is not {dataset.digest[:12]}, with which it was packed"
+        raise DataError(text, "delete it and prepare the data again")
+
+
 def ensure_packed(data: DataConfig, data_dir: Path, progress: Progress) -> PackedDataset:
     """`open_packed`, but `shapes`, which needs no files, is packed on the spot when it is missing or damaged."""
     if data.name == "shapes":
