@@ -125,7 +125,7 @@ def sample(snapshot: Snapshot, num: int, seed: int, out: Path, progress: Progres
         raise UsageError(f"--out: {out} is a file, not a folder", "give another name, or x.npz or x.zip")
     strangers = [p.name for p in out.glob("img_*.png") if p.stem[4:].isdigit() and int(p.stem[4:]) >= num]
     if suffix == "" and strangers:
-        text = f"--out: {out} holds images of a larger sample ({min(strangers)}, ...), which would stay among the new ones"
+        text = f"--out: {out} holds images of a larger sample ({min(strangers)}, ...), which would stay there"
         raise UsageError(text, "give an empty or new folder")
     parts = _with_progress(generate(snapshot, 0, num, seed), num, progress)
     if suffix == ".npz":
