@@ -188,7 +188,7 @@ class LocalRunner:
             return
         slot = min(set(range(self.slots.count)) - {child.slot for child in self._running})
         try:
-            RunDirectory.create(trial.config)
+            RunDirectory.create(trial.config).write_config(trial.config)
             self._first_share.setdefault(trial.run.path, _share(trial))
             self._saved_step.setdefault(trial.run.path, _step(trial))
             self._running.append(_Child(trial, slot, self.slots, self.command))

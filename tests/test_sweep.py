@@ -108,7 +108,7 @@ except RunBusy as error:
 DRIVER = """
 import sys
 from pathlib import Path
-from gantool.errors import GantoolError
+from gantool.errors import GantoolError, InterruptedRun
 from gantool.sweep import plan, run
 
 class Words:
@@ -117,7 +117,7 @@ class Words:
 
 try:
     outcome = run(plan(Path("grid.yaml")), Words(), command=(sys.executable, "fake.py"))
-except GantoolError as error:
+except (GantoolError, InterruptedRun) as error:
     print("ERROR", error.message, "|", error.hint, flush=True)
     sys.exit(error.exit_code)
 sys.exit(outcome.exit_code)
