@@ -83,6 +83,7 @@ def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, 
     seconds = sum(row.get("seconds", 0) for row in Journal(run.path / "journal.jsonl").rows())
     result = {"step": total, "seconds": round(seconds, 3), "snapshot": str(last.relative_to(run.path))}
     files.write_json(run.path / "result.json", result | {"scores": scores, "eval": eval_digest(config)})
+    run.unmark("stopped")  # a signal may have come while it was scored before
     run.write_status("done", total, total)
 
 
