@@ -19,6 +19,7 @@ import torch
 from gantool.config.schema import RunConfig
 from gantool.data.pack import PackedDataset
 from gantool.interrupts import Interrupts
+from gantool.models.layers import set_dropout
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
@@ -99,30 +100,57 @@ def _trainer_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
 
 
 def _bare_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
-    config, state, device = trainer.config, trainer.state, trainer.runtime.device
+    config, state, device, players = trainer.config, trainer.state, trainer.runtime.device, trainer.players
     channels, size = config.data.image_channels, config.data.image_size
     real = torch.rand(config.batch, channels, size, size, device=device) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last)
-    latents = torch.randn(config.batch, config.generator.latent_dim, device=device)
+    batches, latent_dim = players.batches, config.generator.latent_dim
+    latents = {player: torch.randn(batch, latent_dim, device=device) for player, batch in batches.items()}
+    labels: dict[str, list[torch.Tensor]] = {player: [] for player in batches}
+    if config.conditional:
+        labels = {p: [torch.zeros(batch, dtype=torch.int64, device=device)] for p, batch in batches.items()}
     generator, discriminator = state.generator, state.discriminator
+
+    rows = torch.arange(4 * max(batches.values()), device=device)
+    dropout = bool(getattr(config.discriminator, "dropout", 0))
+
+    def judge(images: torch.Tensor, *classes: torch.Tensor) -> torch.Tensor:
+        if dropout:
+            set_dropout(discriminator, 1, rows[: len(images)])
+        found = discriminator(images, *classes)
+        logits: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return logits
 
     def update(player: str, loss: torch.Tensor) -> None:
         state.optimizers[player].zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizers[player].step()
 
+    def update_discriminator() -> None:
+        own = labels["discriminator"]
+        with torch.no_grad():
+            fake = generator(latents["discriminator"], *own)
+        if players.one_pass:
+            both = judge(torch.cat([real, fake]), *(torch.cat([one, one]) for one in own))
+            real_logits, fake_logits = both.chunk(2)
+        else:
+            real_logits, fake_logits = judge(real, *own), judge(fake, *own)
+        update("discriminator", players.loss.discriminator(real_logits, fake_logits))
+
+    def update_generator() -> None:
+        own, real_logits = labels["generator"], None
+        if players.loss.paired:
+            with torch.no_grad():
+                real_logits = judge(real, *own)
+        logits = judge(generator(latents["generator"], *own), *own)
+        update("generator", players.loss.generator(real_logits, logits))
+
     def work() -> None:
         for _ in range(steps):
             discriminator.requires_grad_(True)
             for _ in range(config.n_dis):
-                with torch.no_grad():
-                    fake = generator(latents)
-                if trainer.one_pass:
-                    real_logits, fake_logits = discriminator(torch.cat([real, fake])).chunk(2)
-                else:
-                    real_logits, fake_logits = discriminator(real), discriminator(fake)
-                update("discriminator", trainer.loss.discriminator(real_logits, fake_logits))
+                update_discriminator()
             discriminator.requires_grad_(False)
-            update("generator", trainer.loss.generator(discriminator(generator(latents))))
+            update_generator()
 
     return work

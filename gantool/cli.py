@@ -354,7 +354,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Image k depends on the seed and k alone.")] = 0,
     classes: Annotated[
-        str | None, typer.Option(help="Class names or numbers, for class-conditional generators.")
+        str | None, typer.Option(help="Comma-separated class names or numbers, for class-conditional generators.")
     ] = None,
     device: Device = None,
 ) -> int | None:
@@ -365,20 +365,21 @@ def sample(
     path = find_snapshot(ckpt)
     if grid and num:
         raise UsageError("--num has no effect with --grid, which draws rows x columns images", "leave one of them out")
-    from gantool.sample import draw_grid, load_snapshot, parse_grid
+    from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid
     from gantool.sample import sample as run
 
     shape = parse_grid(grid) if grid else None
     if shape and out.suffix.lower() != ".png":
         raise UsageError(f"--out: found {out.name!r}, expected a .png file for --grid", "for example --out grid.png")
-    if classes:
-        text = f"{path}: this generator is not class-conditional, --classes would have no effect"
-        raise UsageError(text, "leave --classes out")
     with _progress() as progress:
         from gantool.runtime import choose_device
 
         snapshot = load_snapshot(path, choose_device(device or "auto"))
-        done = draw_grid(snapshot, *shape, seed, out) if shape else run(snapshot, num or 64, seed, out, progress)
+        chosen = choose_classes(snapshot, classes) if classes is not None else None
+        if shape:
+            done = draw_grid(snapshot, *shape, seed, out, chosen)
+        else:
+            done = run(snapshot, num or 64, seed, out, progress, chosen)
     print(done)
     return None
 
@@ -435,6 +436,10 @@ def evaluate(
     rows = evaluation.score_rows(scores)
     notes = [str(row[key]) for row in rows for key in ("protocol", "warnings") if row.get(key)]
     _print_rows(rows, form, [score.to_json() for score in scores], "\n".join(dict.fromkeys(notes)))
+    for score in scores:
+        if score.per_class and form in ("table", "markdown"):
+            print()
+            _print_rows(evaluation.class_rows(score), form, None, f"discriminator of {score.snapshot}, by class")
     return None
 
 

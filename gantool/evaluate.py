@@ -23,11 +23,11 @@ from gantool.metrics.extractors import EXTRACTORS, Setting
 from gantool.metrics.features import Extractor, collect
 from gantool.metrics.moments import Statistics
 from gantool.metrics.reference import real_statistics
-from gantool.metrics.scores import METRICS, Facts, Score, score_rows, write_score
+from gantool.metrics.scores import METRICS, Facts, Score, class_rows, score_rows, write_score
 from gantool.progress import Progress
 from gantool.sample import Snapshot, generate
 
-__all__ = ["Score", "evaluate", "score_images", "score_rows", "write_score"]
+__all__ = ["Score", "class_rows", "evaluate", "score_images", "score_rows", "write_score"]
 
 _ENOUGH = 10_000  # images; below, the bias of FID is larger than most differences
 
@@ -58,6 +58,11 @@ def evaluate(
     images = generate(snapshot, 0, settings.num, seed)
     values, warnings = score_images(images, settings.num, extractor, reference, settings.metrics, progress)
     real = _real_scores(data, extractor, reference, settings, data_dir, progress)
+    per_class = _per_class(snapshot)
+    for key in ("accuracy_real", "accuracy_fake"):
+        found = [row[key] for row in per_class.values() if key in row]
+        if found:
+            values[key] = round(sum(found) / len(found), 6)
     return Score(
         snapshot=str(snapshot.path),
         snapshot_digest=snapshot.digest,
@@ -73,6 +78,8 @@ def evaluate(
         protocol=_protocols(data, extractor, settings.num, reference, settings.metrics),
         real=real[0] if real else None,
         real_protocol=real[1] if real else None,
+        per_class=per_class,
+        accuracy_protocol=_accuracy_protocol(snapshot),
         warnings=tuple(warnings),
         versions={
             "gantool": gantool.__version__,
@@ -117,6 +124,21 @@ def score_images(
             text += f"; more than {dim} are needed for the covariance of {dim} features"
         warnings.append(text)
     return _values(scored, reference, metrics), warnings
+
+
+def _per_class(snapshot: Snapshot) -> dict[str, dict[str, float]]:
+    """The accuracies that training measured for the snapshot, by class; {} for unconditional networks."""
+    facts = snapshot.accuracy or {}
+    rows: dict[str, dict[str, float]] = {}
+    for number, name in enumerate(snapshot.data["classes"] if facts else ()):
+        found = {key: facts[key][number] for key in ("accuracy_real", "accuracy_fake")}
+        rows[str(name)] = {key: float(value) for key, value in found.items() if value is not None}
+    return rows
+
+
+def _accuracy_protocol(snapshot: Snapshot) -> str | None:
+    facts = snapshot.accuracy
+    return f"accuracy|discriminator|eval|n={facts['num']}/class|real={facts['split']}" if facts else None
 
 
 def _check(snapshot: Snapshot, data: PackedDataset) -> None:

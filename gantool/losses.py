@@ -1,74 +1,161 @@
-"""Adversarial losses as pairs of functions on logits, and gradient penalties. Logits are float [B], positive for real;
-every loss is a scalar mean over its batch."""
+"""Adversarial losses as pairs of functions on logits: one for each player, each a scalar mean over its batch.
+
+Logits are float [B], the higher the more real. A loss file of the user's own is tried out here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gantool.config.schema import GradientPenalty, NoPenalty, R1Penalty
-
-
-def bce_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """-E[log D(x)] - E[log(1 - D(G(z)))] with D = sigmoid(logit) (Goodfellow et al., 2014, eq. 1)."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def bce_generator(fake: Tensor) -> Tensor:
-    """-E[log D(G(z))], the non-saturating form (Goodfellow et al., 2014, section 3)."""
-    return F.softplus(-fake).mean()
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] (Miyato et al., 2018, eq. 16)."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-
-
-def hinge_generator(fake: Tensor) -> Tensor:
-    """-E[D(G(z))] (Miyato et al., 2018, eq. 17)."""
-    return -fake.mean()
+from gantool import custom
+from gantool.config.objective import (
+    AnyLoss,
+    BceLoss,
+    CustomLoss,
+    HingeLoss,
+    LeastSquaresLoss,
+    RelativisticLoss,
+    WassersteinLoss,
+)
+from gantool.errors import UsageError
 
 
 class Loss(NamedTuple):
-    """The losses of the two players: discriminator(real logits, fake logits) and generator(fake logits)."""
+    """What the two players minimise, and what a logit means."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    """(real logits, generated logits), float [B] both -> scalar."""
+    generator: Callable[[Tensor | None, Tensor], Tensor]
+    """(real logits, generated logits) -> scalar; the real ones may be None unless `paired`."""
+    paired: bool = False
+    """The generator's loss needs real logits too, as many as generated ones."""
+    boundary: float | None = 0.0
+    """The logit between real and generated; None: only differences of logits mean something."""
 
 
-LOSSES = {
-    "bce": Loss(bce_discriminator, bce_generator),
-    "hinge": Loss(hinge_discriminator, hinge_generator),
-}
+def build_loss(settings: AnyLoss) -> Loss:
+    """The losses of `settings`; UsageError when a file of the user's own cannot be used."""
+    return LOSSES[settings.kind](settings)
 
 
-def penalty(
-    settings: NoPenalty | GradientPenalty | R1Penalty,
-    network: nn.Module,
-    real: Tensor,
-    fake: Tensor,
-    mix: Tensor | None = None,
-) -> Tensor:
-    """The weighted gradient penalty of `network` at images float [B, C, H, W]; gp needs `mix`, float [B] in [0, 1).
+def accuracies(loss: Loss, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of real logits above the boundary and of generated ones below it, scalars in [0, 1].
 
-    gp: weight * E[(|grad D(x^)| - 1)^2] at x^ = mix x + (1 - mix) G(z) (Gulrajani et al., 2017, eq. 3);
-    r1: weight/2 * E[|grad D(x)|^2] on real images (Mescheder et al., 2018, eq. 9).
+    Without a boundary both are the share of pairs in which the real logit is the higher one.
     """
-    if isinstance(settings, GradientPenalty):
-        assert mix is not None
-        points = torch.lerp(fake, real, mix.view(-1, 1, 1, 1))
-        squared = _squared_gradient_norm(network, points)
-        return settings.weight * ((squared + 1e-12).sqrt() - 1).square().mean()
-    if isinstance(settings, R1Penalty):
-        return settings.weight / 2 * _squared_gradient_norm(network, real).mean()
-    return real.new_zeros(())
+    if loss.boundary is None:
+        right = (real > fake).float().mean()
+        return right, right
+    return (real > loss.boundary).float().mean(), (fake < loss.boundary).float().mean()
 
 
-def _squared_gradient_norm(network: nn.Module, images: Tensor) -> Tensor:
-    points = images.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(network(points).sum(), points, create_graph=True)
-    return gradient.square().flatten(1).sum(1)
+def _bce(settings: BceLoss) -> Loss:
+    """Goodfellow et al., 2014: with D = sigmoid(logit) and the target t = 1 - smoothing of real images,
+
+    discriminator: -E[t log D(x) + (1 - t) log(1 - D(x))] - E[log(1 - D(G(z)))] (eq. 1 where t = 1);
+    generator: -E[log D(G(z))] (section 3), saturating: E[log(1 - D(G(z)))] (eq. 1).
+    """
+
+    def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+        # -t log D - (1 - t) log(1 - D) = softplus(-logit) + (1 - t) logit
+        return (F.softplus(-real) + settings.smoothing * real).mean() + F.softplus(fake).mean()
+
+    def generator(real: Tensor | None, fake: Tensor) -> Tensor:
+        return -F.softplus(fake).mean() if settings.saturating else F.softplus(-fake).mean()
+
+    return Loss(discriminator, generator)
+
+
+def _least_squares(settings: LeastSquaresLoss) -> Loss:
+    """Mao et al., 2017, eq. 9: 1/2 E[(D(x) - (1 - smoothing))^2] + 1/2 E[D(G(z))^2] and 1/2 E[(D(G(z)) - 1)^2]."""
+
+    def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+        return ((real - (1 - settings.smoothing)).square().mean() + fake.square().mean()) / 2
+
+    def generator(real: Tensor | None, fake: Tensor) -> Tensor:
+        return (fake - 1).square().mean() / 2
+
+    return Loss(discriminator, generator, boundary=0.5)
+
+
+def _hinge(settings: HingeLoss) -> Loss:
+    """Miyato et al., 2018, eq. 16 and 17: E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] and -E[D(G(z))]."""
+
+    def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+    return Loss(discriminator, _minus_mean)
+
+
+def _wasserstein(settings: WassersteinLoss) -> Loss:
+    """Arjovsky et al., 2017: E[D(G(z))] - E[D(x)] and -E[D(G(z))]."""
+
+    def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+        return fake.mean() - real.mean()
+
+    return Loss(discriminator, _minus_mean, boundary=None)
+
+
+def _minus_mean(real: Tensor | None, fake: Tensor) -> Tensor:
+    return -fake.mean()
+
+
+def _relativistic(settings: RelativisticLoss) -> Loss:
+    """Jolicoeur-Martineau, 2019 (RpGAN); Huang et al., 2024: -E[log sigmoid(D(x) - D(G(z)))] over pairs, and the same
+    with the sides exchanged for the generator."""
+
+    def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+        return F.softplus(fake - real).mean()
+
+    def generator(real: Tensor | None, fake: Tensor) -> Tensor:
+        assert real is not None
+        return F.softplus(real - fake).mean()
+
+    return Loss(discriminator, generator, paired=True, boundary=None)
+
+
+def _custom(settings: CustomLoss) -> Loss:
+    """The functions discriminator(real, fake) and generator(real, fake) of the user's file, each tried out once."""
+    module = custom.load(settings)
+    discriminator, generator = (_function(settings, module, player) for player in ("discriminator", "generator"))
+    return Loss(discriminator, generator, settings.paired, settings.boundary)
+
+
+def _function(settings: CustomLoss, module: ModuleType, player: str) -> Callable[..., Tensor]:
+    """The function of a player, tried out once: UsageError now, not in the middle of the first step."""
+    needs_real = player == "discriminator" or settings.paired
+    hint = f"{player}(real, fake) gets logits, float [B], and must return a scalar tensor with a gradient"
+    if not needs_real:
+        hint += "; real is None unless loss.paired is true"
+    function: Any = getattr(module, player, None)
+    if not callable(function):
+        raise UsageError(f"{settings.file}: has no function {player}", hint)
+    fake = torch.linspace(-1, 2, 4, requires_grad=True)
+    real = torch.linspace(2, -1, 4, requires_grad=True) if needs_real else None
+    try:
+        value = function(real, fake)
+    except Exception as error:
+        told = custom.failure(f"{settings.file}: {player}(real, fake)", settings.file, error)
+        raise UsageError(told.message, hint) from error
+    if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+        found = f"a {type(value).__name__}"
+        if isinstance(value, Tensor):
+            found = f"a tensor of shape {list(value.shape)}" if value.ndim else "a scalar without a gradient"
+        raise UsageError(f"{settings.file}: {player}(real, fake) returns {found}", hint)
+    return function  # type: ignore[no-any-return]
+
+
+LOSSES: dict[str, Callable[[Any], Loss]] = {
+    "bce": _bce,
+    "least_squares": _least_squares,
+    "hinge": _hinge,
+    "wasserstein": _wasserstein,
+    "relativistic": _relativistic,
+    "custom": _custom,
+}

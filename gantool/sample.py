@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from gantool.runs import find_snapshot
 
 BLOCK = 64
 
+Labels = Callable[[int], int]
+"""The class of image k."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -38,6 +41,12 @@ class Snapshot:
     data: dict[str, Any]  # digest, title, classes, image_shape [H, W, C] of the training data
     ema: bool  # averaged weights
     generator: nn.Module  # in eval mode
+    accuracy: dict[str, Any] | None = None  # of the discriminator by class, see `class_accuracy`
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of a class-conditional generator, else 0."""
+        return len(self.data["classes"]) if self.config.conditional else 0
 
 
 def load_snapshot(path: Path, device: torch.device) -> Snapshot:
@@ -47,11 +56,12 @@ def load_snapshot(path: Path, device: torch.device) -> Snapshot:
     if facts.get("kind") != "snapshot":
         raise UsageError(f"{path}: found a {facts.get('kind')}, expected a snapshot", "give a file from snapshots/")
     config = RunConfig.model_validate(facts["config"])
-    generator = models.build_generator(config)
+    generator = models.build_generator(config, len(facts["data"]["classes"]))
     generator.load_state_dict(tensors)
     generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator.requires_grad_(False).eval()
-    return Snapshot(path, facts["step"], facts["digest"], config, facts["data"], facts["ema"], generator)
+    accuracy = facts.get("accuracy")
+    return Snapshot(path, facts["step"], facts["digest"], config, facts["data"], facts["ema"], generator, accuracy)
 
 
 def latents(seed: int, indices: range, latent_dim: int) -> Tensor:
@@ -60,20 +70,60 @@ def latents(seed: int, indices: range, latent_dim: int) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
+def labels_in_turn(classes: Sequence[int]) -> Labels:
+    """Image k gets classes[k % len(classes)]."""
+    return lambda k: classes[k % len(classes)]
+
+
+def row_labels(columns: int, classes: Sequence[int]) -> Labels:
+    """The images of a grid with so many columns: each row one class, in turn."""
+    return lambda k: classes[k // columns % len(classes)]
+
+
 @torch.inference_mode()
-def generate_with(generator: nn.Module, latent_dim: int, start: int, stop: int, seed: int) -> Iterator[Tensor]:
-    """Images start..stop-1 of the sample `seed`, in parts of at most 64: uint8 [n, H, W, C], where the generator is."""
+def generate_with(
+    generator: nn.Module, latent_dim: int, start: int, stop: int, seed: int, labels: Labels | None = None
+) -> Iterator[Tensor]:
+    """Images start..stop-1 of the sample `seed`, in parts of at most 64: uint8 [n, H, W, C], where the generator is.
+
+    A class-conditional generator needs `labels`.
+    """
     device = next(generator.parameters()).device
     for first in range(start - start % BLOCK, stop, BLOCK):
         begin, end = max(start, first), min(stop, first + BLOCK)
         block = torch.zeros(BLOCK, latent_dim)
         block[begin - first : end - first] = latents(seed, range(begin, end), latent_dim)
-        yield to_uint8(generator(block.to(device)))[begin - first : end - first]
+        inputs = [block.to(device)]
+        if labels is not None:
+            chosen = [labels(k) if begin <= k < end else 0 for k in range(first, first + BLOCK)]
+            inputs.append(torch.tensor(chosen, device=device))
+        yield to_uint8(generator(*inputs))[begin - first : end - first]
 
 
-def generate(snapshot: Snapshot, start: int, stop: int, seed: int) -> Iterator[Tensor]:
-    """`generate_with` for a snapshot's generator."""
-    return generate_with(snapshot.generator, snapshot.config.generator.latent_dim, start, stop, seed)
+def generate(snapshot: Snapshot, start: int, stop: int, seed: int, labels: Labels | None = None) -> Iterator[Tensor]:
+    """`generate_with` for a snapshot's generator; its classes come in turn if `labels` says nothing else."""
+    if labels is None and snapshot.num_classes:
+        labels = labels_in_turn(range(snapshot.num_classes))
+    latent_dim = snapshot.config.generator.latent_dim
+    return generate_with(snapshot.generator, latent_dim, start, stop, seed, labels)
+
+
+def choose_classes(snapshot: Snapshot, text: str) -> list[int]:
+    """'cat,3' as class numbers, by names or numbers; UsageError for others, or when the generator has no classes."""
+    names = list(snapshot.data["classes"])
+    if not snapshot.num_classes:
+        words = f"{snapshot.path}: this generator is not class-conditional, --classes would have no effect"
+        raise UsageError(words, "leave --classes out")
+    chosen = []
+    for word in (part.strip() for part in text.split(",")):
+        if word in names:
+            chosen.append(names.index(word))
+        elif word.isascii() and word.isdigit() and int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            hint = f"classes: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
+            raise UsageError(f"--classes: found {word!r}, expected names or numbers of classes", hint)
+    return chosen
 
 
 def make_grid(images: np.ndarray, rows: int, columns: int) -> Image.Image:
@@ -106,16 +156,28 @@ def save_grid(path: Path, picture: Image.Image) -> None:
         picture.save(file, "png")
 
 
-def draw_grid(snapshot: Snapshot, rows: int, columns: int, seed: int, out: Path) -> Path:
-    """Write images 0, 1, ... of the sample `seed` as one PNG of rows x columns."""
-    images = torch.cat([part.cpu() for part in generate(snapshot, 0, rows * columns, seed)]).numpy()
+def draw_grid(
+    snapshot: Snapshot, rows: int, columns: int, seed: int, out: Path, classes: Sequence[int] | None = None
+) -> Path:
+    """Write images 0, 1, ... of the sample `seed` as one PNG of rows x columns; with classes, one class in each row."""
+    classes = classes or range(snapshot.num_classes)
+    labels = row_labels(columns, classes) if snapshot.num_classes else None
+    images = torch.cat([part.cpu() for part in generate(snapshot, 0, rows * columns, seed, labels)]).numpy()
     save_grid(out, make_grid(images, rows, columns))
     return out
 
 
-def sample(snapshot: Snapshot, num: int, seed: int, out: Path, progress: Progress) -> Path:
+def sample(
+    snapshot: Snapshot,
+    num: int,
+    seed: int,
+    out: Path,
+    progress: Progress,
+    classes: Sequence[int] | None = None,
+) -> Path:
     """Write images 0..num-1 to `out`: a .npz (array `images`, uint8 [num, H, W, C]), a .zip of PNGs, or a folder of
-    PNGs (img_000000.png ...). A folder may be continued; a file is written whole or not at all."""
+    PNGs (img_000000.png ...). A folder may be continued; a file is written whole or not at all. A class-conditional
+    generator draws `classes` in turn (None: all), and a .npz then has their numbers too (`labels`, int64 [num])."""
     suffix = out.suffix.lower()
     if out.is_dir():
         suffix = ""
@@ -127,22 +189,32 @@ def sample(snapshot: Snapshot, num: int, seed: int, out: Path, progress: Progres
     if suffix == "" and strangers:
         text = f"--out: {out} holds images of a larger sample ({min(strangers)}, ...), which would stay there"
         raise UsageError(text, "give an empty or new folder")
-    parts = _with_progress(generate(snapshot, 0, num, seed), num, progress)
+    labels = labels_in_turn(classes or range(snapshot.num_classes)) if snapshot.num_classes else None
+    parts = _with_progress(generate(snapshot, 0, num, seed, labels), num, progress)
     if suffix == ".npz":
-        _write_npz(out, parts, (num, *snapshot.data["image_shape"]))
+        _write_npz(out, parts, (num, *snapshot.data["image_shape"]), labels)
     elif suffix == ".zip":
         with files.atomic_file(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, png in _pngs(parts):
                 # A fixed date: the same images give the same file.
                 archive.writestr(zipfile.ZipInfo(name), png)
     else:
-        for name, png in _pngs(parts):
-            with files.atomic_file(out / name, durable=False) as file:
-                file.write(png)
+        _write_folder(out, parts)
     return out
 
 
-def _write_npz(out: Path, parts: Iterator[np.ndarray], shape: tuple[int, ...]) -> None:
+def save_images(folder: Path, parts: Iterator[Tensor], digits: int) -> None:
+    """Write images as img_000.png, ... (with so many digits, or more for more images) to `folder`."""
+    _write_folder(folder, (part.cpu().numpy() for part in parts), digits)
+
+
+def _write_folder(folder: Path, parts: Iterable[np.ndarray], digits: int = 6) -> None:
+    for name, png in _pngs(parts, digits):
+        with files.atomic_file(folder / name, durable=False) as file:
+            file.write(png)
+
+
+def _write_npz(out: Path, parts: Iterator[np.ndarray], shape: tuple[int, ...], labels: Labels | None) -> None:
     """np.savez's format, written part by part so that the memory does not grow with the number of images."""
     with (
         files.atomic_file(out) as file,
@@ -152,6 +224,10 @@ def _write_npz(out: Path, parts: Iterator[np.ndarray], shape: tuple[int, ...]) -
         np.lib.format.write_array_header_2_0(array, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for part in parts:
             array.write(np.ascontiguousarray(part).tobytes())
+        array.close()
+        if labels is not None:
+            with archive.open(zipfile.ZipInfo("labels.npy"), "w") as array:
+                np.lib.format.write_array(array, np.array([labels(k) for k in range(shape[0])], np.int64))
 
 
 def _with_progress(parts: Iterator[Tensor], num: int, progress: Progress) -> Iterator[np.ndarray]:
@@ -162,11 +238,11 @@ def _with_progress(parts: Iterator[Tensor], num: int, progress: Progress) -> Ite
         progress.step("sample", done, num)
 
 
-def _pngs(parts: Iterator[np.ndarray]) -> Iterator[tuple[str, bytes]]:
+def _pngs(parts: Iterable[np.ndarray], digits: int = 6) -> Iterator[tuple[str, bytes]]:
     index = 0
     for part in parts:
         for image in part:
             buffer = io.BytesIO()
             to_picture(image).save(buffer, "png")
-            yield f"img_{index:06d}.png", buffer.getvalue()
+            yield f"img_{index:0{digits}d}.png", buffer.getvalue()
             index += 1

@@ -12,25 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from gantool import models
-from gantool.config.schema import AdamConfig, RunConfig
+from gantool.config.base import Ramp
+from gantool.config.objective import (
+    AdaAugment,
+    AdamConfig,
+    AdamWConfig,
+    AnyOptimizer,
+    LeCamPenalty,
+    RmspropConfig,
+)
+from gantool.config.schema import RunConfig
+from gantool.data.ada import Ada
 from gantool.errors import GantoolError
-from gantool.models.layers import iterate_spectral_norms
+from gantool.models.layers import has_spectral_norm, iterate_spectral_norms
+from gantool.penalties import LeCam
 
 
 class State:
     """The state of a run at `step` generator updates, on a device."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, num_classes: int = 0) -> None:
         self.config = config
         self.step = 0
-        self.generator = _place(models.build_generator(config), device)
-        self.discriminator = _place(models.build_discriminator(config), device)
+        self.generator = _place(models.build_generator(config, num_classes), device)
+        self.discriminator = _place(models.build_discriminator(config, num_classes), device)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.optimizers = {
             "generator": _optimizer(config.optimizer.generator, self.generator),
             "discriminator": _optimizer(config.optimizer.discriminator, self.discriminator),
         }
-        self.pending: list[Tensor] = []  # the numbers of each step since the last report, float32, see train.SCALARS
+        self.pending: list[Tensor] = []  # the numbers of each step since the last report, float32, see players.SCALARS
+        self.ada = Ada(config.augment, config.batch, device) if isinstance(config.augment, AdaAugment) else None
+        self.lecam = LeCam(config.penalty, device) if isinstance(config.penalty, LeCamPenalty) else None
         live, average = dict(self.generator.named_buffers()), dict(self.ema.named_buffers())
         # Running moments of batch normalisation are averaged like weights, over the same window; other buffers copied.
         running = {name for name in live if name.endswith(("running_mean", "running_var"))}
@@ -52,7 +65,7 @@ class State:
 
     def averaged_generator(self) -> nn.Module:
         """The averaged generator, to sample; spectral norms are those of the averaged weights."""
-        if not self.config.generator.spectral_norm:
+        if not has_spectral_norm(self.ema):
             return self.ema
         generator = copy.deepcopy(self.ema)
         for _ in range(5):
@@ -70,9 +83,13 @@ class State:
         for player, optimizer in self.optimizers.items():
             for index, values in optimizer.state_dict()["state"].items():
                 named |= {f"optimizer.{player}.{index}.{name}": value for name, value in values.items()}
+        named |= {name: held.state for name, held in self._held().items()}
         if self.pending:
             named["pending"] = torch.stack(self.pending)
         return named
+
+    def _held(self) -> dict[str, Ada | LeCam]:
+        return {name: held for name, held in (("ada", self.ada), ("lecam", self.lecam)) if held is not None}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Take the state from named tensors; GantoolError when they belong to other networks."""
@@ -99,6 +116,8 @@ class State:
                     values["state"].setdefault(int(index), {})[key] = value
             optimizer.load_state_dict(values)
         device = next(self.generator.parameters()).device
+        for name, held in self._held().items():
+            held.state = tensors[name].to(device)
         self.pending = list(tensors["pending"].to(device)) if "pending" in tensors else []
         self.step = step
 
@@ -110,7 +129,20 @@ def _place(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _optimizer(settings: AdamConfig, network: nn.Module) -> torch.optim.Optimizer:
-    betas = (settings.beta1, settings.beta2)
-    fused: dict[str, Any] = {"fused": True} if next(network.parameters()).device.type in ("cpu", "cuda") else {}
-    return torch.optim.Adam(network.parameters(), settings.lr, betas, settings.eps, **fused)
+def _optimizer(settings: AnyOptimizer, network: nn.Module) -> torch.optim.Optimizer:
+    parameters = list(network.parameters())
+    fused: dict[str, Any] = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}
+    lr = _first(settings.lr)
+    if isinstance(settings, (AdamConfig, AdamWConfig)):
+        betas = (settings.beta1, _first(settings.beta2))
+        if isinstance(settings, AdamConfig):
+            return torch.optim.Adam(parameters, lr, betas, settings.eps, **fused)
+        return torch.optim.AdamW(parameters, lr, betas, settings.eps, settings.weight_decay, **fused)
+    if isinstance(settings, RmspropConfig):
+        return torch.optim.RMSprop(parameters, lr, settings.alpha, settings.eps)
+    return torch.optim.SGD(parameters, lr, settings.momentum, **fused)
+
+
+def _first(scheduled: float | Ramp) -> float:
+    # torch tells a learning rate of 0 from 0.0, and wants both betas to be floats.
+    return float(scheduled.start if isinstance(scheduled, Ramp) else scheduled)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,19 @@ import torch
 from torch import Tensor
 
 import gantool
-from gantool import checkpoint, files, losses, randomness, sample
-from gantool.config.schema import RunConfig, duration_in_steps
+from gantool import checkpoint, files, sample
+from gantool.class_accuracy import class_accuracies
+from gantool.config.base import duration_in_steps
+from gantool.config.schema import RunConfig
 from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
-from gantool.errors import DivergedError, GantoolError, InterruptedRun
+from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
 from gantool.interrupts import Interrupts, describe
-from gantool.models.layers import iterate_spectral_norms
+from gantool.players import SCALARS, Players
 from gantool.progress import Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
-
-SCALARS = ("loss_d", "loss_g", "penalty", "logit_real", "logit_fake", "accuracy_real", "accuracy_fake")
-"""The numbers of a step, in the order of `State.pending`: losses, mean logits, share of right signs."""
 
 Scorer = Callable[[Path], list[dict[str, Any]]]
 """Given the last snapshot, its scores as JSON values."""
@@ -101,8 +100,10 @@ class Trainer:
     ) -> None:
         self.run, self.config, self.data, self.runtime = run, config, data, runtime
         self.interrupts, self.progress = interrupts, progress
-        images, _ = data.split("train")
+        images, labels = data.split("train")
         self.num_images = len(images)
+        self.num_classes = len(data.classes)
+        _check_classes(config, data)
         self.total = self._steps(config.steps)
         every = config.runtime
         self.every = {
@@ -111,14 +112,12 @@ class Trainer:
             "snapshot": self._steps(every.snapshot_every),
             "checkpoint": self._steps(every.checkpoint_every),
         }
-        self.state = State(config, runtime.device)
-        self.loss = losses.LOSSES[config.loss.kind]
-        self.real = RealImages(
+        self.state = State(config, runtime.device, self.num_classes)
+        real = RealImages(
             images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,
             every.resident,
         )  # fmt: skip
-        # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
-        self.one_pass = config.discriminator.norm != "batch"
+        self.players = Players(config, self.state, real, labels, self.num_classes, runtime, self._steps)
         self.journal = Journal(run.path / "journal.jsonl")
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()
@@ -145,64 +144,10 @@ class Trainer:
             self.run.write_status("running", self.total, self.total, self.rate, "scoring")
 
     def train_step(self) -> None:
-        """One phase for each player, then the average."""
-        numbers = self.train_discriminator()
-        numbers[SCALARS.index("loss_g")] = self.train_generator()
-        self.state.pending.append(numbers)
+        """Both players' updates, then the average."""
+        self.state.pending.append(self.players.step())
         self.state.step += 1
         self.state.update_ema()
-
-    def train_discriminator(self) -> Tensor:
-        """`n_dis` updates of the discriminator; returns the step's numbers, float32 [len(SCALARS)] on the device."""
-        state, config = self.state, self.config
-        state.discriminator.requires_grad_(True)
-        sums = torch.zeros(len(SCALARS), device=self.runtime.device)
-        for update in range(config.n_dis):
-            real = self.real.batch(state.step * config.n_dis + update)
-            with torch.no_grad():
-                fake = state.generator(self.latents("noise_d", state.step, update))
-            iterate_spectral_norms(state.discriminator)
-            if self.one_pass:
-                real_logits, fake_logits = state.discriminator(torch.cat([real, fake])).chunk(2)
-            else:
-                real_logits, fake_logits = state.discriminator(real), state.discriminator(fake)
-            loss = self.loss.discriminator(real_logits, fake_logits)
-            draw = randomness.generator(config.seed, "mix", state.step, update).random
-            mix = self.share(draw, ()) if config.penalty.kind == "gp" else None
-            extra = losses.penalty(config.penalty, state.discriminator, real, fake, mix)
-            self._update("discriminator", loss + extra)
-            with torch.no_grad():
-                ends = [real_logits.mean(), fake_logits.mean(), (real_logits > 0).float().mean()]
-                numbers = [loss.detach(), loss.new_zeros(()), extra.detach(), *ends, (fake_logits < 0).float().mean()]
-                sums += torch.stack(numbers)
-        return sums / config.n_dis
-
-    def train_generator(self) -> Tensor:
-        """One update of the generator; returns its loss."""
-        state = self.state
-        state.discriminator.requires_grad_(False)
-        iterate_spectral_norms(state.generator)
-        loss = self.loss.generator(state.discriminator(state.generator(self.latents("noise_g", state.step))))
-        self._update("generator", loss)
-        return loss.detach()
-
-    def latents(self, stream: str, *counters: int) -> Tensor:
-        """This rank's share of the latent vectors of a global batch: float32 [batch / ranks, latent_dim]."""
-        draw = randomness.generator(self.config.seed, stream, *counters).standard_normal
-        return self.share(draw, (self.config.generator.latent_dim,))
-
-    def share(self, draw: Callable[..., np.ndarray], shape: tuple[int, ...]) -> Tensor:
-        """This rank's rows of one draw for the whole global batch, on the device."""
-        values = draw((self.config.batch, *shape), dtype=np.float32)[self.real.share]
-        return torch.from_numpy(values).to(self.runtime.device)
-
-    def _update(self, player: str, loss: Tensor) -> None:
-        optimizer = self.state.optimizers[player]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = getattr(self.state, player).parameters()
-        self.runtime.average([p.grad for p in parameters if p.grad is not None])
-        optimizer.step()
 
     def maintain(self) -> None:
         """What is due at this step: report, sample grid, snapshot, checkpoint; and leaving, when there is a reason."""
@@ -215,6 +160,8 @@ class Trainer:
             self.report()
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
+        if final and self.config.runtime.final_images:
+            self.runtime.on_main(self._write_final_images)
         if (self._due("snapshot") or final) and step > 0:
             self._check_finite({})
             self.runtime.on_main(self._write_snapshot)
@@ -270,10 +217,21 @@ class Trainer:
 
     def _write_grid(self) -> None:
         rows, columns = sample.parse_grid(self.config.runtime.grid)
-        latent_dim, seed = self.config.generator.latent_dim, self.config.seed
-        parts = sample.generate_with(self.state.averaged_generator(), latent_dim, 0, rows * columns, seed)
+        labels = sample.row_labels(columns, range(self.num_classes)) if self.config.conditional else None
+        parts = self._sample(rows * columns, labels)
         picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
-        sample.save_grid(self.run.folder("samples") / f"step-{self.state.step:08d}.png", picture)
+        folder = self.run.folder(self.config.runtime.samples_dir)
+        sample.save_grid(folder / f"step-{self.state.step:08d}.png", picture)
+
+    def _write_final_images(self) -> None:
+        settings = self.config.runtime
+        labels = sample.labels_in_turn(range(self.num_classes)) if self.config.conditional else None
+        folder = self.run.folder(settings.final_dir)
+        sample.save_images(folder, self._sample(settings.final_images, labels), digits=3)
+
+    def _sample(self, num: int, labels: sample.Labels | None) -> Iterator[Tensor]:
+        latent_dim, seed = self.config.generator.latent_dim, self.config.seed
+        return sample.generate_with(self.state.averaged_generator(), latent_dim, 0, num, seed, labels)
 
     def _write_snapshot(self) -> None:
         facts = {
@@ -284,6 +242,8 @@ class Trainer:
             "data": self._data_facts(),
             "version": gantool.__version__,
         }
+        if self.config.conditional:
+            facts["accuracy"] = class_accuracies(self.config, self.state, self.players.loss, self.data)
         path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
         checkpoint.save(path, self.state.averaged_generator().state_dict(), facts)
         from gantool.report.curves import draw_curves
@@ -386,3 +346,16 @@ class Trainer:
 
     def _steps(self, duration: int | str) -> int:
         return duration_in_steps(duration, self.config.batch * self.config.n_dis, self.num_images)
+
+
+def _check_classes(config: RunConfig, data: PackedDataset) -> None:
+    """DataError when class-conditional networks have no classes to learn from."""
+    if not config.conditional:
+        return
+    if len(data.classes) < 2:
+        text = f"{data.title}: the networks are class-conditional, but the images have {len(data.classes)} classes"
+        raise DataError(text, "pack images in class folders (train/CLASS/...), or take networks without condition")
+    unlabelled = int((data.split("train")[1] < 0).sum())
+    if unlabelled:
+        text = f"{data.title}: {unlabelled} training images have no class, which class-conditional networks need"
+        raise DataError(text, "put each image into a class folder")

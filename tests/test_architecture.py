@@ -16,9 +16,9 @@ from gantool.runs import RunDirectory
 PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
     {"config", "errors", "files", "progress", "randomness"},
-    {"models", "losses", "data", "metrics", "runtime", "runs", "interrupts", "launch"},
+    {"models", "custom", "losses", "penalties", "data", "metrics", "runtime", "runs", "interrupts", "launch"},
     {"checkpoint", "state", "manifest", "results", "local"},
-    {"sample", "sweep", "report", "status", "prepare"},
+    {"sample", "players", "class_accuracy", "sweep", "report", "status", "prepare"},
     {"train", "evaluate", "bench"},
     {"cli", "terminal", "__main__"},
 ]

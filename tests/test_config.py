@@ -15,9 +15,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gantool.config.base import duration_in_steps, parse_duration
 from gantool.config.document import dump_yaml, parse_assignment, parse_document, read_document
 from gantool.config.loader import load_run_config
-from gantool.config.schema import RunConfig, duration_in_steps, parse_duration
+from gantool.config.schema import RunConfig
 from gantool.errors import ConfigError, UsageError
 
 
@@ -200,7 +201,7 @@ def test_extends_merges_the_same_kind_and_replaces_another(tmp_path: Path) -> No
     assert (same.augment.shift, same.augment.flip, same.penalty.weight) == (1, 0.0, 4.0)  # type: ignore[union-attr]
     other = load(tmp_path, "extends: base.yaml\naugment: {kind: advanced, cutout: 0.5}\npenalty: r1\n")
     assert other.augment.model_dump() == {**type(other.augment)().model_dump(), "cutout": 0.5}
-    assert other.penalty.model_dump() == {"kind": "r1", "weight": 10.0}
+    assert other.penalty.model_dump() == {"kind": "r1", "weight": 10.0, "interval": 1}
     assert other.discriminator.norm == "none"  # not mentioned: the parent's
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gantool import randomness
-from gantool.config.schema import AdvancedAugment, BasicAugment, NoAugment
+from gantool.config.objective import AdvancedAugment, BasicAugment, NoAugment
 from gantool.data import augment
 from gantool.data.loader import RealImages, draw_indices, to_float, to_uint8
 

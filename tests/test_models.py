@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gantool import models
+from gantool.config.networks import base_size
 from gantool.config.schema import ConvGenerator, RunConfig
-from gantool.models.conv import base_size
 from gantool.models.layers import SpectralNorm, add_spectral_norm, iterate_spectral_norms
 
 SWITCHES = list(

@@ -17,14 +17,30 @@ from gantool import checkpoint
 
 NORM_FREE = ("generator.norm=none", "discriminator.norm=none", "steps=20", "augment=advanced", "penalty=gp", "n_dis=2")
 BATCH_NORM = ("generator.norm=batch", "discriminator.norm=batch", "steps=20", "augment=basic")
+# Dropout, ADA's p, LeCam's averages, labels and the generator's own batch are those of the global batch too.
+CONDITIONAL = (
+    "generator={kind: conv, latent_dim: 8, width: 4, max_width: 8, norm: none, condition: concat}",
+    "discriminator={kind: conv, width: 4, max_width: 8, norm: none, dropout: 0.3, condition: projection}",
+    "augment={kind: ada, target: 0.0, kimg: 0.2, interval: 2}",
+    "penalty=lecam",
+    "generator_batch=12",
+    "steps=20",
+)
+MLP = (
+    "generator={kind: mlp, latent_dim: 8, widths: [16], condition: concat}",
+    "discriminator={kind: mlp, widths: [16], condition: acgan}",
+    "augment=diffaugment",
+    "steps=20",
+)
+CASES = [(NORM_FREE, 1e-5), (BATCH_NORM, 1e-4), (CONDITIONAL, 1e-5), (MLP, 1e-4)]
 
 
-@pytest.mark.parametrize(("options", "tolerance"), [(NORM_FREE, 1e-5), (BATCH_NORM, 1e-4)], ids=["norm-free", "batch"])
+@pytest.mark.parametrize(("options", "tolerance"), CASES, ids=["norm-free", "batch", "conditional", "mlp"])
 def test_two_ranks_equal_one(
     options: tuple[str, ...], tolerance: float, gantool: Gantool, tiny: Path, tmp_path: Path
 ) -> None:
     # A large eps keeps Adam from blowing rounding up where a gradient is all but zero.
-    words = sets((*options, "optimizer.generator.eps=1e-3", "optimizer.discriminator.eps=1e-3"))
+    words = sets(("optimizer.generator.eps=1e-3", "optimizer.discriminator.eps=1e-3", *options))
     one = train_whole(gantool, tiny, *words, "--set", f"runtime.runs_dir={tmp_path / 'one'}")
     two = train_whole(gantool, tiny, *words, "--nproc", "2")
     assert one.name == two.name

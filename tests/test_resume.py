@@ -27,6 +27,36 @@ VARIANTS = {
         "augment=basic",
         "penalty=r1",
     ),
+    "mlp": (
+        "generator={kind: mlp, latent_dim: 8, widths: [16, 16]}",
+        "discriminator={kind: mlp, widths: [16, 16], dropout: 0.3}",
+        "optimizer.generator=rmsprop",
+        "optimizer.discriminator={kind: sgd, lr: 0.01, momentum: 0.5}",
+        "loss={kind: least_squares, smoothing: 0.1}",
+        "augment=diffaugment",
+    ),
+    "biggan": (
+        "generator={kind: biggan, latent_dim: 8, width: 8, max_width: 8, embedding_dim: 4, attention: 8}",
+        "discriminator={kind: resnet, width: 8, max_width: 8, spectral_norm: true, condition: projection}",
+        "loss=hinge",
+        "augment={kind: ada, target: 0.3, kimg: 1.0, interval: 3}",
+        "optimizer.generator.lr={start: 1e-3, end: 0.0}",
+        "optimizer.discriminator={kind: adamw, lr: 1e-3}",
+        "n_dis=2",
+    ),
+    "acgan": (
+        "generator.condition=concat",
+        "discriminator={kind: conv, width: 4, max_width: 8, norm: none, dropout: 0.2, condition: acgan}",
+        "penalty=lecam",
+        "generator_batch=16",
+    ),
+    "r3gan": (
+        "generator={kind: r3gan, latent_dim: 8, width: 8, group: 4, condition: concat, embedding_dim: 4}",
+        "discriminator={kind: r3gan, width: 8, group: 4, condition: projection}",
+        "loss=relativistic",
+        "penalty={kind: r1_r2, weight: {start: 1.0, end: 0.1, shape: cosine, over: 150}, interval: 2}",
+        "optimizer.generator.beta2={start: 0.9, end: 0.99, shape: cosine}",
+    ),
 }
 
 

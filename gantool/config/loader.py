@@ -110,20 +110,34 @@ def missing_file(target: Path) -> tuple[str, str]:
     return f"there is no file {target}", hint
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], top: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str):
             old = {"kind": old}  # `augment: basic` below `augment: {shift: 4}`
-        if isinstance(value, dict) and isinstance(old, dict) and _same_kind(old, value):
-            value = _merge(old, value)
+        if isinstance(value, dict) and isinstance(old, dict) and _same_kind(old, value, (*path, key)):
+            value = _merge(old, value, (*path, key))
         merged[key] = value
     return merged
 
 
-def _same_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return "kind" not in old or new.get("kind", old["kind"]) == old["kind"]
+def _same_kind(old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...]) -> bool:
+    if "kind" not in new:
+        return True
+    return bool(old.get("kind", _default_kind(path)) == new["kind"])
+
+
+def _default_kind(path: tuple[str, ...]) -> str | None:
+    """The kind that a mapping at `path` of a run config has when it names none."""
+    model: Any = RunConfig
+    for part in path:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return None
+        model = type(field.default)
+    found = model.model_fields.get("kind") if hasattr(model, "model_fields") else None
+    return str(found.default) if found else None
 
 
 def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -> tuple[str, str, str, str | None]:
@@ -211,9 +225,11 @@ def _value_hint(kind: str, found: Any, context: dict[str, Any]) -> str | None:
 
 
 def _without_tags(tree: Any, location: Sequence[Any]) -> tuple[Any, ...]:
-    """Drop the union tags that pydantic puts between the keys of a location."""
+    """Drop the union tags that pydantic puts between and after the keys of a location."""
     kept: list[Any] = []
     for position, part in enumerate(location):
+        if kept and not isinstance(tree, dict | list):
+            break
         in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
         if in_list or (isinstance(tree, dict) and part in tree):
             tree = tree[part]
@@ -232,6 +248,7 @@ def _fields_at(model: Any, tree: Any, location: Sequence[Any]) -> list[str]:
         tree = tree.get(part) if isinstance(tree, dict) else None
         options = [field.annotation, *get_args(field.annotation)]
         models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        models += [o for union in options for o in get_args(union) if isinstance(o, type) and issubclass(o, BaseModel)]
         kind = tree.get("kind") if isinstance(tree, dict) else None
         same = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == kind]
         model = (same or models or [BaseModel])[0]

@@ -9,13 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
-from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from gantool.config.base import NAME_PATTERN, Duration, Model, Positive, Ramp, highest_of
+from gantool.config.networks import (
+    ConvDiscriminator,
+    ConvGenerator,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    base_size,
+    resnet_halvings,
+)
+from gantool.config.objective import (
+    AugmentConfig,
+    BceLoss,
+    EmaConfig,
+    LossConfig,
+    NoAugment,
+    NoPenalty,
+    OptimizersConfig,
+    PenaltyConfig,
+)
 
 
 class KnownDataset(NamedTuple):
@@ -38,70 +55,6 @@ KNOWN_DATASETS = {
     "cifar100": KnownDataset(32, 3, 100, 50_000, 10_000),
     "celeba": KnownDataset(64, 3, 0, 162_770, 19_962),  # published at 178x218; cropped and resized on packing
 }
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?) *(step|epoch|kimg)s?$")
-
-
-def parse_duration(text: int | str) -> tuple[Fraction, str]:
-    """`5000`, `"5000 steps"`, `"20 epochs"` or `"800 kimg"` as (amount, unit); ValueError for anything else."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        text = f"{text} steps"
-    found = _DURATION.match(text.strip()) if isinstance(text, str) else None
-    if not found or Fraction(found[1]) <= 0:
-        raise ValueError(f"found {text!r}, expected a positive duration like 5000, '20 epochs' or '800 kimg'")
-    unit = "kimg" if found[2] == "kimg" else found[2] + "s"
-    if unit == "steps" and Fraction(found[1]).denominator != 1:
-        raise ValueError(f"found {text!r}, expected a whole number of steps")
-    return Fraction(found[1]), unit
-
-
-def duration_in_steps(duration: int | str, images_per_step: int, num_images: int) -> int:
-    """Generator updates in `duration`; a step shows the discriminator `images_per_step` of `num_images` real images."""
-    amount, unit = parse_duration(duration)
-    images = amount * {"steps": images_per_step, "epochs": num_images, "kimg": 1000}[unit]
-    return max(1, math.ceil(images / images_per_step))
-
-
-def _check_duration(value: Any) -> Any:
-    try:
-        amount, unit = parse_duration(value)
-    except ValueError as error:
-        raise PydanticCustomError("duration", "{text}", {"text": str(error)}) from None
-    if unit == "steps":
-        return int(amount)
-    digits = str(int(amount)) if amount.denominator == 1 else str(value).split(unit[0])[0].strip()
-    return f"{digits} {unit}"
-
-
-Duration = Annotated[int | str, BeforeValidator(_check_duration)]
-"""Steps (generator updates), or a text with a unit: '20 epochs', '800 kimg' (thousands of real images)."""
-
-
-def _kind(default: str, form: Any) -> BeforeValidator:
-    """`augment: basic` is short for `augment: {kind: basic}`; a mapping without `kind` means the default one. `form` is
-    the type of the mapping, for the JSON schema."""
-
-    def expand(value: Any) -> Any:
-        if value is None:
-            return {"kind": default}
-        if isinstance(value, str):
-            return {"kind": value}
-        return {"kind": default, **value} if isinstance(value, dict) else value
-
-    return BeforeValidator(expand, json_schema_input_type=form | str | None)
-
-
-class Model(BaseModel):
-    """Base of all config models: frozen, no unknown keys, no silent type conversions."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Model):
@@ -134,130 +87,6 @@ class DataConfig(Model):
     def image_channels(self) -> int:
         """Channels of the packed images, 1 or 3."""
         return self.channels or (self.known.channels if self.known else 3)
-
-
-class ConvGenerator(Model):
-    """DCGAN-style generator (Radford et al., 2016): linear layer to about 4x4, then stages that double the size."""
-
-    kind: Literal["conv"] = "conv"
-    latent_dim: Positive = 128
-    """Length of the latent vector z ~ N(0, I)."""
-    width: Positive = 64
-    """Channels at full size; doubled at each halving of the size, up to max_width."""
-    max_width: Positive = 512
-    """Most channels of any stage."""
-    upsample: Literal["transposed", "nearest"] = "transposed"
-    """Doubling by a 4x4 transposed convolution, or by nearest upsampling and a 3x3 convolution."""
-    norm: Literal["batch", "instance", "none"] = "batch"
-    """Normalisation before each activation."""
-    residual: bool = False
-    """Residual blocks (two convolutions and a shortcut) instead of single convolutions."""
-    spectral_norm: bool = False
-    """Spectral normalisation of all weights (Miyato et al., 2018)."""
-
-
-class ConvDiscriminator(Model):
-    """DCGAN-style discriminator: stages that halve the size down to about 4x4, then one linear logit."""
-
-    kind: Literal["conv"] = "conv"
-    width: Positive = 64
-    """Channels of the first stage; doubled at each halving of the size, up to max_width."""
-    max_width: Positive = 512
-    """Most channels of any stage."""
-    norm: Literal["batch", "instance", "none"] = "batch"
-    """Normalisation after each convolution but the first."""
-    residual: bool = False
-    """Residual blocks instead of single convolutions."""
-    spectral_norm: bool = False
-    """Spectral normalisation of all weights (Miyato et al., 2018)."""
-
-
-class BceLoss(Model):
-    """Binary cross-entropy on logits, non-saturating for the generator (Goodfellow et al., 2014)."""
-
-    kind: Literal["bce"] = "bce"
-
-
-class HingeLoss(Model):
-    """Hinge loss (Lim & Ye, 2017; Miyato et al., 2018)."""
-
-    kind: Literal["hinge"] = "hinge"
-
-
-class NoPenalty(Model):
-    """No gradient penalty."""
-
-    kind: Literal["none"] = "none"
-
-
-class GradientPenalty(Model):
-    """WGAN-GP: two-sided penalty on interpolates of real and fake (Gulrajani et al., 2017)."""
-
-    kind: Literal["gp"] = "gp"
-    weight: Annotated[float, Field(gt=0)] = 10.0
-    """Lambda of the paper."""
-
-
-class R1Penalty(Model):
-    """R1: weight/2 times the squared gradient norm on real images (Mescheder et al., 2018)."""
-
-    kind: Literal["r1"] = "r1"
-    weight: Annotated[float, Field(gt=0)] = 10.0
-    """Gamma of the paper."""
-
-
-class AdamConfig(Model):
-    """Adam (Kingma & Ba, 2015)."""
-
-    kind: Literal["adam"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 2e-4
-    """Learning rate."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Decay of the running mean of the gradient."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the running mean of its square."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the denominator."""
-
-
-class NoAugment(Model):
-    """Real images as they are."""
-
-    kind: Literal["none"] = "none"
-
-
-class BasicAugment(Model):
-    """Mirror images and small shifts of the real images."""
-
-    kind: Literal["basic"] = "basic"
-    flip: Share = 0.5
-    """Probability of a left-right mirror image."""
-    shift: Annotated[int, Field(ge=0)] = 2
-    """Largest shift in pixels along each axis; the border repeats the edge by reflection."""
-
-
-class AdvancedAugment(Model):
-    """Random crops, mirror images, colour and cutout on the real images. Colour and cutout change what the generator
-    learns to draw, since it never sees the unchanged images."""
-
-    kind: Literal["advanced"] = "advanced"
-    flip: Share = 0.5
-    """Probability of a left-right mirror image."""
-    crop: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Smallest side of the random square crop, as a fraction of the image; it is resized back (bilinear)."""
-    color: Share = 0.2
-    """Largest relative change of brightness, contrast and (RGB) saturation."""
-    cutout: Share = 0.0
-    """Probability that a square of half the side is painted mid-grey."""
-
-
-class EmaConfig(Model):
-    """Exponential moving average of the generator, the one that is sampled and scored."""
-
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Weight of the past per step; 0: the generator itself."""
-    warmup: bool = True
-    """Start with min(decay, (1 + step) / (10 + step)), so that early samples do not show the initial weights."""
 
 
 class EvalConfig(Model):
@@ -296,25 +125,14 @@ class RuntimeConfig(Model):
     """Interval of the checkpoints (full state); the last two are kept."""
     grid: Annotated[str, Field(pattern=r"^[1-9]\d?x[1-9]\d?$")] = "8x8"
     """Rows x columns of the sample grids."""
+    samples_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "samples"
+    """Folder of the sample grids in the run directory."""
+    final_images: Annotated[int, Field(ge=0)] = 0
+    """Single images written when the training ends, img_000.png and so on."""
+    final_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "final_images"
+    """Their folder in the run directory."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ()
     """Extra trackers that get the journal's numbers."""
-
-
-GeneratorConfig = ConvGenerator
-DiscriminatorConfig = ConvDiscriminator
-LossConfig = Annotated[BceLoss | HingeLoss, Field(discriminator="kind")]
-PenaltyConfig = Annotated[NoPenalty | GradientPenalty | R1Penalty, Field(discriminator="kind")]
-OptimizerConfig = AdamConfig
-AugmentConfig = Annotated[NoAugment | BasicAugment | AdvancedAugment, Field(discriminator="kind")]
-
-
-class OptimizersConfig(Model):
-    """One optimizer for each player."""
-
-    generator: Annotated[OptimizerConfig, _kind("adam", OptimizerConfig)] = AdamConfig()
-    """Optimizer of the generator."""
-    discriminator: Annotated[OptimizerConfig, _kind("adam", OptimizerConfig)] = AdamConfig()
-    """Optimizer of the discriminator."""
 
 
 class RunConfig(Model):
@@ -326,22 +144,24 @@ class RunConfig(Model):
     """Seed of everything random in the run."""
     data: DataConfig = DataConfig()
     """The dataset."""
-    generator: Annotated[GeneratorConfig, _kind("conv", GeneratorConfig)] = ConvGenerator()
+    generator: GeneratorConfig = ConvGenerator()
     """The generator network."""
-    discriminator: Annotated[DiscriminatorConfig, _kind("conv", DiscriminatorConfig)] = ConvDiscriminator()
+    discriminator: DiscriminatorConfig = ConvDiscriminator()
     """The discriminator network."""
-    loss: Annotated[LossConfig, _kind("bce", BceLoss | HingeLoss)] = BceLoss()
+    loss: LossConfig = BceLoss()
     """The adversarial loss of both players."""
-    penalty: Annotated[PenaltyConfig, _kind("none", NoPenalty | GradientPenalty | R1Penalty)] = NoPenalty()
-    """Gradient penalty of the discriminator."""
+    penalty: PenaltyConfig = NoPenalty()
+    """Penalty in the discriminator's loss."""
     optimizer: OptimizersConfig = OptimizersConfig()
     """The optimizers."""
-    augment: Annotated[AugmentConfig, _kind("none", NoAugment | BasicAugment | AdvancedAugment)] = NoAugment()
-    """Augmentation of the real images."""
+    augment: AugmentConfig = NoAugment()
+    """Augmentation of the real images, or (diffaugment, ada) of all images that the discriminator sees."""
     ema: EmaConfig = EmaConfig()
     """Average of the generator's weights."""
     batch: Annotated[int, Field(ge=2)] = 64
-    """Real images per discriminator update, over all processes; the generator's batch has the same size."""
+    """Real images per discriminator update, over all processes."""
+    generator_batch: Annotated[int, Field(ge=2)] | None = None
+    """Generated images per generator update, over all processes; null: as many as `batch`."""
     n_dis: Positive = 1
     """Discriminator updates per step (one step is one generator update)."""
     steps: Duration = 10_000
@@ -361,7 +181,14 @@ class RunConfig(Model):
         """All that can change the numbers of the run but the seed, as plain data."""
         plain = self.model_dump(mode="json", exclude={"name", "seed", "eval", "runtime"})
         plain["data"] |= {"size": self.data.image_size, "channels": self.data.image_channels}
+        for part in ("generator", "discriminator", "loss"):
+            plain[part].pop("file", None)  # code of the user's own is known by its digest, wherever it lies
         return plain
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the networks take labels."""
+        return self.generator.conditional
 
     @property
     def fingerprint(self) -> str:
@@ -374,16 +201,19 @@ class RunConfig(Model):
         return f"{self.name}-{self.fingerprint}-s{self.seed}"
 
 
+Problems = list[tuple[tuple[str, ...], str, str]]
+
+
 def digest_of(value: Any) -> str:
     """12 hexadecimal digits of SHA-256 over the canonical JSON of plain data."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cross_field_problems(config: RunConfig) -> list[tuple[tuple[str, ...], str, str]]:
+def cross_field_problems(config: RunConfig) -> Problems:
     """Combinations of fields that are known to fail, as (keys, what is wrong, what to do); the first key is the one to
     change, the error stands where the first of them that the user wrote stands."""
-    problems: list[tuple[tuple[str, ...], str, str]] = []
+    problems: Problems = []
     data = config.data
     if data.size is None and data.known is None:
         known = ", ".join(KNOWN_DATASETS)
@@ -392,24 +222,116 @@ def cross_field_problems(config: RunConfig) -> list[tuple[tuple[str, ...], str, 
     elif data.image_size % 4 or not 8 <= data.image_size <= 1024:
         text = f"found {data.image_size}, expected a multiple of 4 from 8 to 1024"
         problems.append((("data.size",), text, "the networks start at about 4x4 pixels and double"))
-    if config.penalty.kind == "gp" and config.discriminator.norm == "batch":
+    problems += _network_problems(config) + _objective_problems(config) + _output_problems(config.runtime)
+    return problems
+
+
+def _network_problems(config: RunConfig) -> Problems:
+    generator, discriminator, data = config.generator, config.discriminator, config.data
+    problems: Problems = []
+    if generator.conditional != discriminator.conditional:
+        has, lacks = ("generator", "discriminator") if generator.conditional else ("discriminator", "generator")
+        text = f"the {has} is class-conditional, the {lacks} is not"
+        problems.append(((f"{lacks}.condition", f"{has}.condition", lacks, has), text, _CONDITION_HINT))
+    if generator.conditional and data.known is not None and data.known.num_classes < 2:
+        text = f"the networks are class-conditional, but {data.name} has no classes"
+        problems.append((("data.name",), text, "take another dataset, or networks without condition"))
+    if data.size is None and data.known is None:
+        return problems
+    base, doublings = base_size(data.image_size)
+    sizes = [base << i for i in range(1, doublings + 1)]
+    for player, settings in (("generator", generator), ("discriminator", discriminator)):
+        wanted = getattr(settings, "attention", None)
+        halvings = range(1, resnet_halvings(data.image_size) + 1)
+        there = sizes if player == "generator" else [data.image_size >> i for i in halvings]
+        if wanted is not None and wanted not in there:
+            text = f"found {wanted}, but the feature maps of this network have the sizes {_listed(there)}"
+            hint = f"for images of {data.image_size} pixels give one of them, or null"
+            problems.append(((f"{player}.attention", "data.size", "data.name"), text, hint))
+    if generator.kind == "biggan" and generator.latent_dim % (doublings + 1):
+        text = f"found {generator.latent_dim}, expected a multiple of {doublings + 1}: one part for the stem, one for "
+        text += f"each of the {doublings} blocks"
+        hint = f"for example {-(-generator.latent_dim // (doublings + 1)) * (doublings + 1)}"
+        problems.append((("generator.latent_dim",), text, hint))
+    if generator.kind == "resnet" and generator.condition == "batch_norm" and generator.norm != "batch":
+        text = "condition batch_norm gives the class to the norms, but there are none"
+        problems.append((("generator.norm", "generator.condition"), text, "set generator.norm to batch"))
+    for player, settings in (("generator", generator), ("discriminator", discriminator)):
+        if settings.kind == "r3gan" and 2 * settings.width % settings.group:
+            text = f"found {settings.width}, but twice the width must be a multiple of group ({settings.group})"
+            problems.append(((f"{player}.width", f"{player}.group"), text, f"for example {settings.group * 4}"))
+    return problems
+
+
+_CONDITION_HINT = """\
+generator.condition is concat (conv, mlp, r3gan) or batch_norm (resnet), biggan always has classes;
+discriminator.condition is projection or acgan; or leave both out"""
+
+
+def _objective_problems(config: RunConfig) -> Problems:
+    problems: Problems = []
+    penalty, loss, augment = config.penalty, config.loss, config.augment
+    if penalty.kind in ("gp", "r1", "r2", "r1_r2") and config.discriminator.batch_statistics:
         text = "batch normalisation in the discriminator does not go with a gradient penalty"
         hint = (
             "the penalty is defined for each image alone, batch normalisation mixes them (Gulrajani et al., 2017, "
             "section 4): set discriminator.norm to instance or none"
         )
         problems.append((("discriminator.norm", "penalty"), text, hint))
+    paired = loss.kind == "relativistic" or (loss.kind == "custom" and loss.paired)
+    if paired and config.generator_batch not in (None, config.batch):
+        text = f"found {config.generator_batch}, but this loss compares pairs of real and generated images"
+        problems.append((("generator_batch", "loss"), text, f"leave it out, or set it to batch ({config.batch})"))
+    absolute = loss.kind in ("bce", "least_squares", "hinge") or (loss.kind == "custom" and loss.boundary is not None)
+    if augment.kind == "ada" and augment.target is not None and not absolute:
+        text = f"ada follows the sign of the logits, which means nothing with the loss {loss.kind}"
+        problems.append((("augment.target", "augment"), text, "set augment.target: null and p to a fixed probability"))
+    if augment.kind == "ada" and highest_of(augment.p) > 1:
+        problems.append((("augment.p",), "expected a probability, at most 1", "for example 0.2"))
+    if augment.kind == "ada" and augment.target is not None and isinstance(augment.p, Ramp):
+        text = "a ramp for p goes with augment.target: null; with a target p moves by itself"
+        problems.append((("augment.p",), text, "give p a number, or set augment.target to null"))
+    for player in ("generator", "discriminator"):
+        settings = getattr(config.optimizer, player)
+        if highest_of(settings.lr) <= 0:
+            problems.append(((f"optimizer.{player}.lr",), "found 0, expected more than 0", "for example 2e-4"))
+        if highest_of(getattr(settings, "beta2", 0.0)) >= 1:
+            problems.append(((f"optimizer.{player}.beta2",), "expected less than 1", "for example 0.999"))
     return problems
 
 
-def rank_problems(config: RunConfig, num_ranks: int) -> list[tuple[tuple[str, ...], str, str]]:
+_RUN_FOLDERS = ("checkpoints", "snapshots", "scores")
+
+
+def _output_problems(runtime: RuntimeConfig) -> Problems:
+    problems: Problems = []
+    for key in ("samples_dir", "final_dir"):
+        name = getattr(runtime, key)
+        if name in _RUN_FOLDERS or name.endswith((".json", ".jsonl", ".yaml", ".txt", ".png")) or name == "lock":
+            text = f"found {name!r}, which is the name of something else in a run directory"
+            problems.append(((f"runtime.{key}",), text, "give another name"))
+    if runtime.samples_dir == runtime.final_dir:
+        text = f"found {runtime.final_dir!r}, the folder of the grids"
+        problems.append((("runtime.final_dir", "runtime.samples_dir"), text, "give it another name than samples_dir"))
+    return problems
+
+
+def _listed(numbers: list[int]) -> str:
+    return " and ".join(filter(None, [", ".join(map(str, sorted(numbers)[:-1])), str(max(numbers))]))
+
+
+def rank_problems(config: RunConfig, num_ranks: int) -> Problems:
     """What keeps `config` from being trained by `num_ranks` processes, in the form of `cross_field_problems`."""
-    if config.batch % num_ranks == 0:
-        return []
-    below, above = config.batch // num_ranks * num_ranks, -(-config.batch // num_ranks) * num_ranks
-    nearest = " or ".join(str(n) for n in (below, above) if n)
-    text = f"found {config.batch}, which {num_ranks} processes cannot share equally"
-    return [(("batch",), text, f"set batch to {nearest}, or use a number of processes that divides {config.batch}")]
+    problems: Problems = []
+    for key in ("batch", "generator_batch"):
+        found = getattr(config, key)
+        if found is None or found % num_ranks == 0:
+            continue
+        below, above = found // num_ranks * num_ranks, -(-found // num_ranks) * num_ranks
+        nearest = " or ".join(str(n) for n in (below, above) if n)
+        text = f"found {found}, which {num_ranks} processes cannot share equally"
+        problems.append(((key,), text, f"set {key} to {nearest}, or use a number of processes that divides {found}"))
+    return problems
 
 
 def format_error_key(location: tuple[Any, ...]) -> str:

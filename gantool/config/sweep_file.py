@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from gantool.config.schema import NAME_PATTERN, Model, Positive
+from gantool.config.base import NAME_PATTERN, Model, Positive
 
 MAX_RUNS = 20_000
 """Most runs of one sweep: a slip of the hand should not fill a disk."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gantool.config.schema import AdvancedAugment, BasicAugment
+from gantool.config.objective import AdvancedAugment, BasicAugment
 
 
 def basic_indices(

@@ -6,6 +6,7 @@ other; epoch e's comes from (seed, e). So there is no loader state, and a batch 
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,24 +16,24 @@ import torch
 from torch import Tensor
 
 from gantool import randomness
-from gantool.config.schema import AdvancedAugment, BasicAugment, NoAugment
+from gantool.config.objective import AdaAugment, AdvancedAugment, AnyAugment, BasicAugment, DiffAugment
 from gantool.data import augment
 
 
-def draw_indices(seed: int, num_images: int, batch: int, draw: int) -> np.ndarray:
+def draw_indices(seed: int, num_images: int, batch: int, draw: int, stream: str = "order") -> np.ndarray:
     """Image indices of draw number `draw`, int64 [batch]; over an epoch each image comes once."""
     positions = np.arange(draw * batch, (draw + 1) * batch)
     epochs, places = np.divmod(positions, num_images)
     indices = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        indices[inside] = _permutation(seed, num_images, int(epoch))[places[inside]]
+        indices[inside] = _permutation(seed, num_images, int(epoch), stream)[places[inside]]
     return indices
 
 
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, num_images: int, epoch: int) -> np.ndarray:
-    return randomness.generator(seed, "order", epoch).permutation(num_images)
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, num_images: int, epoch: int, stream: str) -> np.ndarray:
+    return randomness.generator(seed, stream, epoch).permutation(num_images)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class RealImages:
     def __init__(
         self,
         images: np.ndarray,  # uint8 [N, H, W, C], usually memory-mapped
-        settings: NoAugment | BasicAugment | AdvancedAugment,
+        settings: AnyAugment,
         seed: int,
         batch: int,
         device: torch.device,
@@ -60,7 +61,10 @@ class RealImages:
         resident: str = "auto",
     ) -> None:
         assert batch % num_ranks == 0
+        if isinstance(settings, (DiffAugment, AdaAugment)):  # the rest is done to real and generated images alike
+            settings = BasicAugment(flip=settings.flip, shift=0)
         self.settings, self.seed, self.batch_size, self.device = settings, seed, batch, device
+        self.stream = ""
         share = batch // num_ranks
         self.share = slice(rank * share, (rank + 1) * share)
         with warnings.catch_warnings():
@@ -72,6 +76,17 @@ class RealImages:
         self._ahead: ThreadPoolExecutor | None = None
         self._next: tuple[int, Future[Tensor]] | None = None
 
+    def in_other_order(self, stream: str) -> RealImages:
+        """The same images, in orders and with changes of their own."""
+        other = copy.copy(self)
+        other.stream, other._ahead, other._next = stream, None, None
+        return other
+
+    def indices(self, draw: int) -> np.ndarray:
+        """Which images this rank's share of draw number `draw` has, int64 [share]."""
+        order = f"order{self.stream}"
+        return draw_indices(self.seed, len(self.images), self.batch_size, draw, order)[self.share]
+
     def batch(self, draw: int) -> Tensor:
         """This rank's share of draw number `draw`: float [share, C, H, W] in [-1, 1], augmented."""
         images = (
@@ -81,7 +96,7 @@ class RealImages:
         )
         images = to_float(images)
         if isinstance(self.settings, AdvancedAugment):
-            rng = randomness.generator(self.seed, "augment", draw)
+            rng = randomness.generator(self.seed, f"augment{self.stream}", draw)
             draws = augment.advanced_draws(self.settings, rng, self.batch_size)[self.share]
             images = augment.advanced(self.settings, images, torch.from_numpy(draws).to(self.device))
         return images
@@ -89,11 +104,10 @@ class RealImages:
     def _gather(self, draw: int) -> Tensor:
         """uint8 [share, H, W, C] from where the images lie, mirrored and shifted on the way."""
         place = self.images.device
-        indices = draw_indices(self.seed, len(self.images), self.batch_size, draw)[self.share]
-        chosen = torch.from_numpy(indices).to(place)
+        chosen = torch.from_numpy(self.indices(draw)).to(place)
         if not isinstance(self.settings, BasicAugment):
             return self.images[chosen]
-        rng = randomness.generator(self.seed, "augment", draw)
+        rng = randomness.generator(self.seed, f"augment{self.stream}", draw)
         size = self.images.shape[1]
         rows, columns = augment.basic_indices(self.settings, rng, self.batch_size, size)
         y = torch.from_numpy(rows[self.share]).to(place)

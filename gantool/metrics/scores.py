@@ -77,12 +77,17 @@ class Score(BaseModel):
     extractor_digest: str
     """SHA-256 of the extractor's weights."""
     values: dict[str, float]
-    """fid, is, is_std."""
+    """fid, is, is_std; for class-conditional runs also accuracy_real and accuracy_fake, the means over the classes."""
     protocol: dict[str, str]
     """For each metric, all that its value depends on but the images."""
     real: dict[str, float] | None
     """The same values for real images that were not trained on: the yardstick; None without a test split."""
     real_protocol: dict[str, str] | None
+    per_class: dict[str, dict[str, float]] = {}
+    """For each class of a class-conditional run: accuracy_real and accuracy_fake, the share of real and of generated
+    images that the discriminator takes for what they are."""
+    accuracy_protocol: str | None = None
+    """On which images they were measured."""
     warnings: tuple[str, ...]
     versions: dict[str, str]
     device: str
@@ -116,7 +121,13 @@ def score_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
             "seed": score.seed,
         }
         row |= {name: score.values.get(name) for name in names}
-        row |= {f"real_{name}": (score.real or {}).get(name) for name in names}
-        row |= {"warnings": "; ".join(score.warnings), "protocol": "; ".join(score.protocol.values())}
+        row |= {f"real_{name}": (score.real or {}).get(name) for name in names if not name.startswith("accuracy")}
+        protocols = [*score.protocol.values(), *([score.accuracy_protocol] if score.accuracy_protocol else [])]
+        row |= {"warnings": "; ".join(score.warnings), "protocol": "; ".join(protocols)}
         rows.append(row)
     return rows
+
+
+def class_rows(score: Score) -> list[dict[str, Any]]:
+    """One row for each class of a class-conditional run."""
+    return [{"class": name, **values} for name, values in score.per_class.items()]

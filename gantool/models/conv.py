@@ -8,22 +8,23 @@ even and at least 4, for example 4x4 for 32 and 64, 7x7 for 28.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gantool.config.schema import ConvDiscriminator, ConvGenerator
-from gantool.models.layers import add_spectral_norm, initialise, norm_layer
-
-
-def base_size(size: int) -> tuple[int, int]:
-    """(smallest side, number of doublings) for images of `size` pixels: 32 -> (4, 3), 28 -> (7, 2)."""
-    doublings = 0
-    while size % 2 == 0 and size // 2 >= 4:
-        size //= 2
-        doublings += 1
-    return size, doublings
+from gantool.config.networks import ConvDiscriminator, ConvGenerator, base_size
+from gantool.models.layers import (
+    LEAKY_GAIN,
+    Dropout,
+    Head,
+    activation,
+    add_spectral_norm,
+    initialise,
+    norm_layer,
+    with_class,
+)
 
 
 class UpConv(nn.Module):
@@ -45,25 +46,25 @@ class UpConv(nn.Module):
 
 
 class UpStage(nn.Sequential):
-    """Plain stage of the generator: double, norm, ReLU."""
+    """Plain stage of the generator: double, norm, activation."""
 
     def __init__(self, config: ConvGenerator, inputs: int, outputs: int) -> None:
         up = UpConv(config.upsample, inputs, outputs, bias=config.norm == "none")
-        super().__init__(up, norm_layer(config.norm, outputs), nn.ReLU())
+        super().__init__(up, norm_layer(config.norm, outputs), activation(config.activation))
 
 
 class UpBlock(nn.Module):
-    """Residual stage of the generator: norm, ReLU, double, norm, ReLU, convolution, plus a 1x1 shortcut."""
+    """Residual stage of the generator: norm, activation, double, norm, activation, convolution, plus a 1x1 shortcut."""
 
     def __init__(self, config: ConvGenerator, inputs: int, outputs: int) -> None:
         super().__init__()
         bias = config.norm == "none"
         self.main = nn.Sequential(
             norm_layer(config.norm, inputs),
-            nn.ReLU(),
+            activation(config.activation),
             UpConv(config.upsample, inputs, outputs, bias),
             norm_layer(config.norm, outputs),
-            nn.ReLU(),
+            activation(config.activation),
             nn.Conv2d(outputs, outputs, 3, padding=1),
         )
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
@@ -78,25 +79,43 @@ class UpBlock(nn.Module):
 class Generator(nn.Module):
     """Latents float [B, latent_dim] -> images float [B, channels, size, size] in [-1, 1]."""
 
-    def __init__(self, config: ConvGenerator, size: int, channels: int) -> None:
+    def __init__(self, config: ConvGenerator, size: int, channels: int, num_classes: int = 0) -> None:
         super().__init__()
         self.base, doublings = base_size(size)
         widths = [min(config.width << left, config.max_width) for left in range(doublings, -1, -1)]
-        self.linear = nn.Linear(config.latent_dim, widths[0] * self.base**2)
+        classes = config.condition == "concat"
+        inputs = config.latent_dim * (1 + classes)
+        self.stem = None
+        if config.stem == "linear":
+            self.linear = nn.Linear(inputs, widths[0] * self.base**2)
+        else:  # one pixel becomes base x base; the stride only says so
+            bias = config.residual or config.norm == "none"
+            self.stem = nn.ConvTranspose2d(inputs, widths[0], self.base, stride=self.base, bias=bias)
         stage = UpBlock if config.residual else UpStage
-        head: list[nn.Module] = [] if config.residual else [norm_layer(config.norm, widths[0]), nn.ReLU()]
+        start = [] if config.residual else [norm_layer(config.norm, widths[0]), activation(config.activation)]
         stages = [stage(config, a, b) for a, b in pairwise(widths)]
-        tail = [norm_layer(config.norm, widths[-1]), nn.ReLU()] if config.residual else []
-        self.body = nn.Sequential(*head, *stages, *tail, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh())
-        initialise(self, normalised=config.norm != "none")
+        tail = [norm_layer(config.norm, widths[-1]), activation(config.activation)] if config.residual else []
+        self.body = nn.Sequential(*start, *stages, *tail, nn.Conv2d(widths[-1], channels, 3, padding=1), nn.Tanh())
+        initialise(self, config.init or default_init(config.norm), LEAKY_GAIN)
         if config.spectral_norm:
             add_spectral_norm(self)
+        # N(0, 1) and without spectral norm: the vector of the class is an input beside z, not a weight.
+        self.embedding = nn.Embedding(num_classes, config.latent_dim) if classes else None
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """float [B, latent_dim] -> float [B, channels, size, size] in [-1, 1]."""
-        x = self.linear(latents).unflatten(1, (-1, self.base, self.base))
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """float [B, latent_dim], labels int64 [B] if conditional -> float [B, channels, size, size] in [-1, 1]."""
+        x = with_class(latents, labels, self.embedding)
+        if self.stem is not None:
+            x = self.stem(x[:, :, None, None])
+        else:
+            x = self.linear(x).unflatten(1, (-1, self.base, self.base))
         images: Tensor = self.body(x.contiguous(memory_format=torch.channels_last))
         return images
+
+
+def default_init(norm: str) -> Any:
+    """The initial weights that `init: null` means: small where norms follow, else scaled by the number of inputs."""
+    return "he" if norm == "none" else "normal"
 
 
 class DownStage(nn.Sequential):
@@ -134,20 +153,24 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """Images float [B, channels, size, size] in [-1, 1] -> logits float [B], positive for real."""
 
-    def __init__(self, config: ConvDiscriminator, size: int, channels: int) -> None:
+    def __init__(self, config: ConvDiscriminator, size: int, channels: int, num_classes: int = 0) -> None:
         super().__init__()
         base, halvings = base_size(size)
         widths = [channels, *(min(config.width << i, config.max_width) for i in range(halvings))]
         stage = DownBlock if config.residual else DownStage
-        stages = [stage(config, a, b, i == 0) for i, (a, b) in enumerate(pairwise(widths))]
+        stages: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            stages += [stage(config, a, b, i == 0)]
+            stages += [Dropout(config.dropout)] if config.dropout else []
         tail = [nn.LeakyReLU(0.2)] if config.residual else []
         self.body = nn.Sequential(*stages, *tail)
-        self.linear = nn.Linear(widths[-1] * base**2, 1)
-        initialise(self, normalised=config.norm != "none")
+        self.pool = config.head == "pool"
+        self.linear = Head(widths[-1] * (1 if self.pool else base**2), config.condition, num_classes)
+        initialise(self, config.init or default_init(config.norm), LEAKY_GAIN)
         if config.spectral_norm:
             add_spectral_norm(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """float [B, channels, size, size] in [-1, 1] -> float [B]."""
-        logits: Tensor = self.linear(self.body(images).flatten(1)).squeeze(1)
-        return logits
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
+        """float [B, channels, size, size] in [-1, 1] -> what `Head` gives."""
+        x = self.body(images)
+        return self.linear(x.sum(dim=(2, 3)) if self.pool else x.flatten(1), labels)

@@ -1,0 +1,50 @@
+"""Networks from a file of the user's own: the class is called as `gantool.config.custom` promises, and tried once on
+two images, so that what does not fit is told before the training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gantool.config.custom import CustomNetwork
+from gantool.custom import failure, load
+from gantool.errors import UsageError
+
+
+def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 0) -> nn.Module:
+    """An instance of the class that `settings` name; UsageError when its file is gone, changed or fails."""
+    given: dict[str, Any] = {"size": size, "channels": channels, "num_classes": num_classes}
+    if hasattr(settings, "latent_dim"):
+        given["latent_dim"] = settings.latent_dim
+    cls = getattr(load(settings), settings.name, None)
+    where = f"{settings.file}: class {settings.name}"
+    if not isinstance(cls, type):
+        raise UsageError(f"{settings.file}: has no class {settings.name}", "give its name with `name`")
+    if not issubclass(cls, nn.Module):
+        raise UsageError(f"{where}: is no torch.nn.Module", f"class {settings.name}(torch.nn.Module): ...")
+    try:
+        network: nn.Module = cls(**given, **settings.settings)
+        found = _try_out(network, settings, (channels, size, size))
+    except Exception as error:
+        raise failure(where, settings.file, error) from error
+    expected = (2, channels, size, size) if hasattr(settings, "latent_dim") else (2,)
+    if not isinstance(found, Tensor) or tuple(found.shape) != expected:
+        what = "images" if hasattr(settings, "latent_dim") else "logits"
+        shape = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"in a {type(found).__name__}"
+        text = f"{where}: for a batch of 2 it gives {what} {shape}, expected a tensor of shape {expected}"
+        raise UsageError(text, "mend what forward returns")
+    return network
+
+
+@torch.no_grad()
+def _try_out(network: nn.Module, settings: CustomNetwork, image_shape: tuple[int, int, int]) -> Any:
+    latent_dim = getattr(settings, "latent_dim", None)
+    inputs = [torch.zeros(2, latent_dim) if latent_dim else torch.zeros(2, *image_shape)]
+    if settings.conditional:
+        inputs.append(torch.zeros(2, dtype=torch.int64))
+    network.eval()
+    found = network(*inputs)
+    network.train()
+    return found

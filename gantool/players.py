@@ -1,0 +1,248 @@
+"""One step of the game: which images, labels, noise and augmentation each player sees, and what its update is.
+
+All that is random comes from (seed, what for, step), drawn for the whole batch; a rank takes its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gantool import losses, randomness
+from gantool.config.base import Ramp, value_at
+from gantool.config.objective import AdaAugment, DiffAugment, GradientPenalty, R1Penalty, R1R2Penalty, R2Penalty
+from gantool.config.schema import RunConfig
+from gantool.data import ada, diffaugment
+from gantool.data.loader import RealImages
+from gantool.models.layers import iterate_spectral_norms, set_dropout
+from gantool.penalties import Side, gradient_penalty, zero_centred_penalty
+from gantool.runtime import Runtime
+from gantool.state import State
+
+SCALARS = ("loss_d", "loss_g", "penalty", "logit_real", "logit_fake", "accuracy_real", "accuracy_fake")
+"""The numbers of a step, in the order of `State.pending`: losses, mean logits, share of right decisions."""
+
+
+class Players:
+    """The updates of both players at the step of `state`.
+
+    `steps_of` turns the length of a ramp into steps; `labels` are those of the real images, int64 [N].
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: State,
+        real: RealImages,
+        labels: np.ndarray,
+        num_classes: int,
+        runtime: Runtime,
+        steps_of: Callable[[int | str], int],
+    ) -> None:
+        self.config, self.state, self.runtime, self.steps_of = config, state, runtime, steps_of
+        self.real, self.real_of_generator = real, real.in_other_order("_g")
+        self.labels, self.num_classes = labels, num_classes
+        self.loss = losses.build_loss(config.loss)
+        # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
+        self.one_pass = not config.discriminator.batch_statistics
+        condition = getattr(config.discriminator, "condition", None)
+        self.class_weights = (getattr(condition, "weight", 0.0), getattr(condition, "generator_weight", 0.0))
+        self.batches = {"discriminator": config.batch, "generator": config.generator_batch or config.batch}
+
+    def step(self) -> Tensor:
+        """`n_dis` updates of the discriminator and one of the generator; the step's numbers, float32 [len(SCALARS)]."""
+        sums = torch.zeros(len(SCALARS), device=self.runtime.device)
+        for update in range(self.config.n_dis):
+            sums += self.update_discriminator(update)
+        numbers = sums / self.config.n_dis
+        numbers[SCALARS.index("loss_g")] = self.update_generator()
+        return numbers
+
+    def update_discriminator(self, update: int) -> Tensor:
+        """One update of the discriminator; its numbers, float32 [len(SCALARS)] on the device."""
+        state, pair = self.state, self.loss
+        turn = state.step * self.config.n_dis + update
+        real, labels = self.real.batch(turn), self.labels_of(self.real, turn)
+        if state.ada is not None and isinstance(state.ada.settings.p, Ramp):
+            state.ada.state[0] = self.value(state.ada.settings.p)
+        fake_labels = labels if pair.paired else self.random_labels("discriminator", state.step, update)
+        state.discriminator.requires_grad_(True)
+        with torch.no_grad(), parametrize.cached():
+            fake = _call(state.generator, self.latents("discriminator", state.step, update), fake_labels)
+        iterate_spectral_norms(state.discriminator)
+        look = Look(self, "discriminator", turn)
+        # The normalised weights are computed once and shared by all passes of the update.
+        with parametrize.cached():
+            if self.one_pass:
+                logits, classes = look.both(real, labels, fake, fake_labels)
+                real_logits, fake_logits = logits.chunk(2)
+            else:
+                (real_logits, classes), (fake_logits, _) = look.real(real, labels), look.fake(fake, fake_labels)
+            loss = pair.discriminator(real_logits, fake_logits)
+            extra = self.penalty(look, real, labels, fake, fake_labels, turn)
+            if state.lecam is not None:
+                means = torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()])
+                self.runtime.average([means])
+                extra = state.lecam.penalty(real_logits, fake_logits, means)
+            total = loss + extra
+            if classes is not None and labels is not None:
+                total = total + self.class_weights[0] * F.cross_entropy(classes[: len(real)], labels)
+            self.descend("discriminator", total)
+        with torch.no_grad():
+            if state.ada is not None and pair.boundary is not None:
+                sign = (real_logits - pair.boundary).sign().mean()
+                self.runtime.average([sign])
+                state.ada.observe(sign)
+            right = losses.accuracies(pair, real_logits, fake_logits)
+            numbers = [loss, loss.new_zeros(()), extra, real_logits.mean(), fake_logits.mean(), *right]
+            return torch.stack([number.detach().float() for number in numbers])
+
+    def update_generator(self) -> Tensor:
+        """One update of the generator; its loss."""
+        state, step = self.state, self.state.step
+        state.discriminator.requires_grad_(False)
+        iterate_spectral_norms(state.generator)
+        look = Look(self, "generator", step)
+        real_logits = None
+        with parametrize.cached():
+            if self.loss.paired:
+                labels = self.labels_of(self.real_of_generator, step)
+                with torch.no_grad():
+                    real_logits, _ = look.real(self.real_of_generator.batch(step), labels)
+            else:
+                labels = self.random_labels("generator", step)
+            fake = _call(state.generator, self.latents("generator", step), labels)
+            fake_logits, classes = look.fake(fake, labels)
+            loss = self.loss.generator(real_logits, fake_logits)
+            total = loss
+            if classes is not None and labels is not None:
+                total = loss + self.class_weights[1] * F.cross_entropy(classes, labels)
+            self.descend("generator", total)
+        return loss.detach()
+
+    def descend(self, player: str, loss: Tensor) -> None:
+        """Update `player` by its optimizer, with gradients averaged over the ranks."""
+        optimizer = self.state.optimizers[player]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.runtime.average([p.grad for p in getattr(self.state, player).parameters() if p.grad is not None])
+        settings = getattr(self.config.optimizer, player)
+        for group in optimizer.param_groups:
+            if isinstance(settings.lr, Ramp):
+                group["lr"] = self.value(settings.lr)
+            if isinstance(getattr(settings, "beta2", None), Ramp):
+                group["betas"] = (settings.beta1, self.value(settings.beta2))
+        optimizer.step()
+
+    def value(self, scheduled: float | Ramp) -> float:
+        """A number of the config at this step."""
+        over = scheduled.over if isinstance(scheduled, Ramp) and scheduled.over is not None else self.config.steps
+        return value_at(scheduled, self.state.step, self.steps_of(over))
+
+    def latents(self, player: str, *counters: int) -> Tensor:
+        """This rank's latent vectors for an update of `player`: float32 [batch / ranks, latent_dim], N(0, 1)."""
+        draw = randomness.generator(self.config.seed, f"noise_{player[0]}", *counters).standard_normal
+        return self.share(draw((self.batches[player], self.config.generator.latent_dim), dtype=np.float32))
+
+    def random_labels(self, player: str, *counters: int) -> Tensor | None:
+        """This rank's classes for generated images, int64 [batch / ranks], uniform; None for unconditional networks."""
+        if not self.config.conditional:
+            return None
+        rng = randomness.generator(self.config.seed, f"labels_{player[0]}", *counters)
+        return self.share(rng.integers(self.num_classes, size=self.batches[player]))
+
+    def labels_of(self, images: RealImages, draw: int) -> Tensor | None:
+        """Classes of this rank's real images of a draw, int64 [batch / ranks]; None for unconditional networks."""
+        if not self.config.conditional:
+            return None
+        return torch.from_numpy(self.labels[images.indices(draw)]).to(self.runtime.device)
+
+    def share(self, values: np.ndarray) -> Tensor:
+        """This rank's rows of values drawn for the whole batch, on the device."""
+        return torch.from_numpy(values[self.rows(len(values))]).to(self.runtime.device)
+
+    def rows(self, batch: int) -> slice:
+        """This rank's rows of a batch."""
+        share = batch // self.runtime.num_ranks
+        return slice(self.runtime.rank * share, (self.runtime.rank + 1) * share)
+
+    def penalty(
+        self, look: Look, real: Tensor, labels: Tensor | None, fake: Tensor, fake_labels: Tensor | None, turn: int
+    ) -> Tensor:
+        """The weighted gradient penalty of the discriminator's update number `turn`; 0 where there is none."""
+        settings = self.config.penalty
+        if isinstance(settings, GradientPenalty):
+            draw = randomness.generator(self.config.seed, "mix", turn).random
+            mix = self.share(draw(self.config.batch, dtype=np.float32))
+            return gradient_penalty(settings.weight, lambda x: look.mixed(x, labels)[0], real, fake, mix)
+        if isinstance(settings, (R1Penalty, R2Penalty, R1R2Penalty)):
+            sides = Side(lambda x: look.real(x, labels)[0], real), Side(lambda x: look.fake(x, fake_labels)[0], fake)
+            return zero_centred_penalty(settings, self.value(settings.weight), turn, *sides)
+        return real.new_zeros(())
+
+
+class Look:
+    """How the discriminator sees images in one update: with the augmentation and dropout of that update."""
+
+    def __init__(self, players: Players, player: str, turn: int) -> None:
+        self.players, self.player, self.turn = players, player, turn
+        self.network = players.state.discriminator
+        self.key = 0
+        if getattr(players.config.discriminator, "dropout", 0):
+            self.key = int(randomness.generator(players.config.seed, f"dropout_{player[0]}", turn).integers(2**63))
+
+    def real(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(logits [B], class logits or None) of real images."""
+        return self._judge(self._change(images, "real"), labels, self._rows(0, len(images)))
+
+    def fake(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same of generated images."""
+        return self._judge(self._change(images, "fake"), labels, self._rows(1, len(images)))
+
+    def mixed(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same of images between real and generated ones."""
+        return self._judge(self._change(images, "mixed"), labels, self._rows(2, len(images)))
+
+    def both(
+        self, real: Tensor, labels: Tensor | None, fake: Tensor, fake_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`real` and `fake` in one pass."""
+        images = torch.cat([self._change(real, "real"), self._change(fake, "fake")])
+        joined = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+        return self._judge(images, joined, torch.cat([self._rows(0, len(real)), self._rows(1, len(fake))]))
+
+    def _judge(self, images: Tensor, labels: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.key:
+            set_dropout(self.network, self.key, rows)
+        found = _call(self.network, images, labels)
+        return found if isinstance(found, tuple) else (found, None)
+
+    def _rows(self, part: int, share: int) -> Tensor:
+        """Numbers of a rank's images that no other image of the update has."""
+        runtime = self.players.runtime
+        first = (part * runtime.num_ranks + runtime.rank) * share
+        return torch.arange(first, first + share, device=runtime.device)
+
+    def _change(self, images: Tensor, part: str) -> Tensor:
+        """What DiffAugment or ADA make of images, float [B, C, H, W]."""
+        settings, players = self.players.config.augment, self.players
+        if not isinstance(settings, (DiffAugment, AdaAugment)):
+            return images
+        module = diffaugment if isinstance(settings, DiffAugment) else ada
+        rng = randomness.generator(players.config.seed, f"{settings.kind}_{self.player[0]}_{part}", self.turn)
+        size = len(images) * players.runtime.num_ranks
+        draws = players.share(rng.random((size, module.NUM_DRAWS), dtype=np.float32))
+        if isinstance(settings, DiffAugment):
+            return diffaugment.diffaugment(settings.policy, images, draws)
+        assert players.state.ada is not None
+        return players.state.ada.augment(images, draws)
+
+
+def _call(network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Any:
+    return network(inputs) if labels is None else network(inputs, labels)
