@@ -58,6 +58,9 @@ def evaluate(
     images = generate(snapshot, 0, settings.num, seed)
     values, warnings = score_images(images, settings.num, extractor, reference, settings.metrics, progress)
     real = _real_scores(data, extractor, reference, settings, data_dir, progress)
+    if snapshot.num_classes and _unbalanced(data):
+        text = "the training images are not evenly spread over the classes, the generated ones are"
+        warnings.append(text)
     per_class = _per_class(snapshot)
     for key in ("accuracy_real", "accuracy_fake"):
         found = [row[key] for row in per_class.values() if key in row]
@@ -124,6 +127,12 @@ def score_images(
             text += f"; more than {dim} are needed for the covariance of {dim} features"
         warnings.append(text)
     return _values(scored, reference, metrics), warnings
+
+
+def _unbalanced(data: PackedDataset) -> bool:
+    labels = data.split("train")[1]
+    counts = np.bincount(labels[labels >= 0], minlength=len(data.classes))
+    return bool(counts.max() > 1.1 * counts.min())
 
 
 def _per_class(snapshot: Snapshot) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from gantool.config.objective import AdaAugment, DiffAugment, GradientPenalty, R
 from gantool.config.schema import RunConfig
 from gantool.data import ada, diffaugment
 from gantool.data.loader import RealImages
-from gantool.models.layers import iterate_spectral_norms, set_dropout
+from gantool.models.layers import Dropout, iterate_spectral_norms, set_dropout
 from gantool.penalties import Side, gradient_penalty, zero_centred_penalty
 from gantool.runtime import Runtime
 from gantool.state import State
@@ -51,6 +51,8 @@ class Players:
         self.loss = losses.build_loss(config.loss)
         # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
         self.one_pass = not config.discriminator.batch_statistics
+        self.trainable = [p for p in state.discriminator.parameters() if p.requires_grad]
+        self.has_dropout = any(isinstance(module, Dropout) for module in state.discriminator.modules())
         condition = getattr(config.discriminator, "condition", None)
         self.class_weights = (getattr(condition, "weight", 0.0), getattr(condition, "generator_weight", 0.0))
         self.batches = {"discriminator": config.batch, "generator": config.generator_batch or config.batch}
@@ -72,7 +74,7 @@ class Players:
         if state.ada is not None and isinstance(state.ada.settings.p, Ramp):
             state.ada.state[0] = self.value(state.ada.settings.p)
         fake_labels = labels if pair.paired else self.random_labels("discriminator", state.step, update)
-        state.discriminator.requires_grad_(True)
+        self._train_discriminator(True)
         with torch.no_grad(), parametrize.cached():
             fake = _call(state.generator, self.latents("discriminator", state.step, update), fake_labels)
         iterate_spectral_norms(state.discriminator)
@@ -85,15 +87,14 @@ class Players:
             else:
                 (real_logits, classes), (fake_logits, _) = look.real(real, labels), look.fake(fake, fake_labels)
             loss = pair.discriminator(real_logits, fake_logits)
+            if classes is not None and labels is not None:
+                loss = loss + self.class_weights[0] * F.cross_entropy(classes[: len(real)], labels)
             extra = self.penalty(look, real, labels, fake, fake_labels, turn)
             if state.lecam is not None:
                 means = torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()])
                 self.runtime.average([means])
                 extra = state.lecam.penalty(real_logits, fake_logits, means)
-            total = loss + extra
-            if classes is not None and labels is not None:
-                total = total + self.class_weights[0] * F.cross_entropy(classes[: len(real)], labels)
-            self.descend("discriminator", total)
+            self.descend("discriminator", loss + extra)
         with torch.no_grad():
             if state.ada is not None and pair.boundary is not None:
                 sign = (real_logits - pair.boundary).sign().mean()
@@ -106,7 +107,7 @@ class Players:
     def update_generator(self) -> Tensor:
         """One update of the generator; its loss."""
         state, step = self.state, self.state.step
-        state.discriminator.requires_grad_(False)
+        self._train_discriminator(False)
         iterate_spectral_norms(state.generator)
         look = Look(self, "generator", step)
         real_logits = None
@@ -120,11 +121,15 @@ class Players:
             fake = _call(state.generator, self.latents("generator", step), labels)
             fake_logits, classes = look.fake(fake, labels)
             loss = self.loss.generator(real_logits, fake_logits)
-            total = loss
             if classes is not None and labels is not None:
-                total = loss + self.class_weights[1] * F.cross_entropy(classes, labels)
-            self.descend("generator", total)
+                loss = loss + self.class_weights[1] * F.cross_entropy(classes, labels)
+            self.descend("generator", loss)
         return loss.detach()
+
+    def _train_discriminator(self, wanted: bool) -> None:
+        """Let gradients reach the discriminator's weights, or not; what a network of the user's own froze stays so."""
+        for parameter in self.trainable:
+            parameter.requires_grad_(wanted)
 
     def descend(self, player: str, loss: Tensor) -> None:
         """Update `player` by its optimizer, with gradients averaged over the ranks."""
@@ -194,7 +199,7 @@ class Look:
         self.players, self.player, self.turn = players, player, turn
         self.network = players.state.discriminator
         self.key = 0
-        if getattr(players.config.discriminator, "dropout", 0):
+        if players.has_dropout:
             self.key = int(randomness.generator(players.config.seed, f"dropout_{player[0]}", turn).integers(2**63))
 
     def real(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -218,7 +223,7 @@ class Look:
         return self._judge(images, joined, torch.cat([self._rows(0, len(real)), self._rows(1, len(fake))]))
 
     def _judge(self, images: Tensor, labels: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.key:
+        if self.players.has_dropout:
             set_dropout(self.network, self.key, rows)
         found = _call(self.network, images, labels)
         return found if isinstance(found, tuple) else (found, None)

@@ -261,7 +261,7 @@ def test_same_problem_in_many_trials_is_said_once_with_one_of_them(tmp_path: Pat
         grid_of(tmp_path, text)
     ((where, key, message, hint),) = caught.value.problems
     assert where.endswith("grid.yaml:4") and key == "discriminator.norm"
-    assert "(in the run n_dis: 1, discriminator.norm: batch, penalty: gp, and 4 more)" in message
+    assert "(in the run n_dis: 1, discriminator.norm: batch, penalty: gp, and 9 more)" in message
     assert "instance or none" in (hint or "")
 
 

@@ -57,8 +57,6 @@ class CustomNetwork(CustomFile):
     """Name of the class."""
     conditional: bool = False
     """Its forward takes labels, int64 [B], after its first argument."""
-    batch_statistics: bool = False
-    """It mixes the images of a batch (batch normalisation): real and fake images then pass one after the other."""
     settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further keyword arguments of the class."""
 

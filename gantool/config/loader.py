@@ -146,6 +146,8 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
         keys = context["keys"]
         return (_locate_first(document, keys), keys[0], context["text"], context["hint"])
     location = _without_tags(document.tree, item["loc"])
+    if kind == "value_error" and not _is_there(document.tree, location):
+        location = location[:-1]  # of a mapping as a whole: the last part is its union tag
     where, key = document.locate(tuple(str(part) for part in location)), format_error_key(location)
     found = item.get("input")
     if kind == "extra_forbidden":
@@ -161,6 +163,14 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     if kind in ("duration", "value_error"):
         text = str(item["msg"])
     return (where, key, text, _value_hint(kind, found, context))
+
+
+def _is_there(tree: Any, location: Sequence[Any]) -> bool:
+    for part in location:
+        if not isinstance(tree, dict | list) or (isinstance(tree, dict) and part not in tree):
+            return False
+        tree = tree[part]
+    return True
 
 
 def _is_parent(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

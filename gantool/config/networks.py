@@ -1,6 +1,6 @@
 """Settings of the networks, one model for each `kind`. The networks themselves are in `gantool.models`.
 
-Each says whether it is class-conditional (`conditional`) and whether it mixes the images of a batch
+Each says whether it is class-conditional (`conditional`), a discriminator also whether it mixes the images of a batch
 (`batch_statistics`).
 """
 
@@ -42,14 +42,7 @@ _Condition = Annotated[Unconditional | Projection | AuxiliaryClassifier, Field(d
 Condition = Annotated[_Condition, kind("none", Unconditional | Projection | AuxiliaryClassifier)]
 
 
-class _Network(Model):
-    @property
-    def batch_statistics(self) -> bool:
-        """Whether an output depends on the other images of the batch."""
-        return getattr(self, "norm", "none") == "batch"
-
-
-class _Generator(_Network):
+class _Generator(Model):
     latent_dim: Positive = 128
     """Length of the latent vector z ~ N(0, I)."""
 
@@ -59,9 +52,14 @@ class _Generator(_Network):
         return getattr(self, "condition", "none") != "none"
 
 
-class _Discriminator(_Network):
+class _Discriminator(Model):
     condition: Condition = Unconditional()
     """How it uses the class: none, projection, or acgan."""
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether a logit depends on the other images of the batch."""
+        return getattr(self, "norm", "none") == "batch"
 
     @property
     def conditional(self) -> bool:
@@ -205,11 +203,6 @@ class BigganGenerator(_Generator):
         """It always takes labels."""
         return True
 
-    @property
-    def batch_statistics(self) -> bool:
-        """It always has batch normalisation."""
-        return True
-
 
 class ResnetDiscriminator(_Discriminator):
     """The residual discriminator of WGAN-GP and SNGAN: blocks that halve the size down to 8x8, two that keep it,
@@ -277,6 +270,8 @@ class CustomDiscriminator(CustomNetwork):
     kind: Literal["custom"] = "custom"
     name: str = "Discriminator"
     """Name of the class."""
+    batch_statistics: bool = False
+    """It mixes the images of a batch (batch normalisation): real and fake images then pass one after the other."""
 
 
 AnyGenerator = ConvGenerator | MlpGenerator | ResnetGenerator | BigganGenerator | R3ganGenerator | CustomGenerator

@@ -259,13 +259,19 @@ def _network_problems(config: RunConfig) -> Problems:
     for player, settings in (("generator", generator), ("discriminator", discriminator)):
         if settings.kind == "r3gan" and 2 * settings.width % settings.group:
             text = f"found {settings.width}, but twice the width must be a multiple of group ({settings.group})"
-            problems.append(((f"{player}.width", f"{player}.group"), text, f"for example {settings.group * 4}"))
+            fitting = -(-2 * settings.width // settings.group) * settings.group
+            hint = f"for example {fitting // 2}" if fitting % 2 == 0 else "give an even group"
+            problems.append(((f"{player}.width", f"{player}.group"), text, hint))
+        width, limit = getattr(settings, "width", 0), getattr(settings, "max_width", None)
+        if limit is not None and width > limit:
+            text = f"found {width}, but no stage gets more than max_width, which is {limit}"
+            problems.append(((f"{player}.width", f"{player}.max_width"), text, f"set {player}.max_width too"))
     return problems
 
 
 _CONDITION_HINT = """\
 generator.condition is concat (conv, mlp, r3gan) or batch_norm (resnet), biggan always has classes;
-discriminator.condition is projection or acgan; or leave both out"""
+discriminator.condition is projection or acgan; networks of your own say conditional: true; or leave all of it out"""
 
 
 def _objective_problems(config: RunConfig) -> Problems:
@@ -286,6 +292,19 @@ def _objective_problems(config: RunConfig) -> Problems:
     if augment.kind == "ada" and augment.target is not None and not absolute:
         text = f"ada follows the sign of the logits, which means nothing with the loss {loss.kind}"
         problems.append((("augment.target", "augment"), text, "set augment.target: null and p to a fixed probability"))
+    bounded = penalty.kind != "none" and penalty.kind != "lecam"
+    bounded = bounded or getattr(config.discriminator, "spectral_norm", config.discriminator.kind == "custom")
+    if loss.kind == "wasserstein" and not bounded:
+        text = "the Wasserstein loss needs a discriminator of bounded slope, else its logits run away"
+        problems.append((("loss",), text, "set penalty to gp, or discriminator.spectral_norm to true"))
+    if penalty.kind == "lecam" and loss.kind == "relativistic":
+        text = "lecam compares logits with averages, but with the relativistic loss only differences mean something"
+        problems.append((("penalty", "loss"), text, "take r1, r2 or r1_r2"))
+    if penalty.kind in ("r1", "r2", "r1_r2") and highest_of(penalty.weight) <= 0:
+        problems.append((("penalty.weight",), "found 0, expected more than 0", "penalty: none switches it off"))
+    if augment.kind == "ada" and augment.target is None and highest_of(augment.p) <= 0:
+        text = "without a target p stays at 0: nothing would ever be changed"
+        problems.append((("augment.p", "augment.target", "augment"), text, "give augment.p a probability, e.g. 0.2"))
     if augment.kind == "ada" and highest_of(augment.p) > 1:
         problems.append((("augment.p",), "expected a probability, at most 1", "for example 0.2"))
     if augment.kind == "ada" and augment.target is not None and isinstance(augment.p, Ramp):

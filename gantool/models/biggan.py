@@ -53,7 +53,7 @@ class Generator(nn.Module):
         self.conv = nn.Conv2d(widths[-1], channels, 3, padding=1)
         initialise(self, config.init)
         if config.spectral_norm:
-            add_spectral_norm(self)
+            add_spectral_norm(self, but=self.embedding)  # class vectors are inputs, like z
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """float [B, latent_dim], labels int64 [B] -> float [B, channels, size, size] in [-1, 1]."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gantool.config.custom import CustomNetwork
+from gantool.config.networks import CustomDiscriminator
 from gantool.custom import failure, load
 from gantool.errors import UsageError
+from gantool.models.layers import Dropout
 
 
 def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 0) -> nn.Module:
@@ -29,6 +31,7 @@ def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 
         found = _try_out(network, settings, (channels, size, size))
     except Exception as error:
         raise failure(where, settings.file, error) from error
+    _check_layers(network, settings, where)
     expected = (2, channels, size, size) if hasattr(settings, "latent_dim") else (2,)
     if not isinstance(found, Tensor) or tuple(found.shape) != expected:
         what = "images" if hasattr(settings, "latent_dim") else "logits"
@@ -36,6 +39,21 @@ def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 
         text = f"{where}: for a batch of 2 it gives {what} {shape}, expected a tensor of shape {expected}"
         raise UsageError(text, "mend what forward returns")
     return network
+
+
+def _check_layers(network: nn.Module, settings: CustomNetwork, where: str) -> None:
+    """UsageError for layers that would break what a run promises: equal after a stop, equal for any number of ranks."""
+    layers = list(network.modules())
+    if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in layers):
+        hint = "in a discriminator take gantool.models.layers.Dropout, which resumes exactly"
+        raise UsageError(f"{where}: has a torch dropout layer, whose random state no checkpoint holds", hint)
+    if not isinstance(settings, CustomDiscriminator):
+        if any(isinstance(layer, Dropout) for layer in layers):
+            raise UsageError(f"{where}: dropout is for discriminators", "leave it out of the generator")
+        return
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers) and not settings.batch_statistics:
+        text = f"{where}: has batch normalisation, but says batch_statistics: false"
+        raise UsageError(text, "set discriminator.batch_statistics to true, or take another norm")
 
 
 @torch.no_grad()

@@ -148,10 +148,10 @@ def iterate_spectral_norms(network: nn.Module) -> None:
                     parametrization.iterate(module.original)
 
 
-def add_spectral_norm(network: nn.Module) -> None:
-    """Normalise the weight of each convolution, linear layer and embedding of `network`."""
+def add_spectral_norm(network: nn.Module, but: nn.Module | None = None) -> None:
+    """Normalise the weight of each convolution, linear layer and embedding of `network`, `but` one."""
     for module in list(network.modules()):
-        if isinstance(module, Weighted):
+        if isinstance(module, Weighted) and module is not but:
             output_dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0
             parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, output_dim))
 
