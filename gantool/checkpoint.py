@@ -28,7 +28,7 @@ class DamagedFile(GantoolError):
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """Write `tensors` (any device) and `facts` (JSON values) to `path`, atomically; returns the digest."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     digest = digest_tensors(tensors)
     text = json.dumps({**facts, "digest": digest})
     header = {_FACTS: text, _FACTS_DIGEST: hashlib.sha256(text.encode()).hexdigest()}
@@ -36,6 +36,16 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
     with files.atomic_file(path) as file:
         file.write(blob)
     return digest
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory, as tied weights have it: safetensors refuses that."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return tensors
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

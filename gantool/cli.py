@@ -88,8 +88,8 @@ def _verb(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None
         def guarded(*args: Any, **kwargs: Any) -> None:
             code = _run_guarded(lambda: function(*args, **kwargs))
             if os.environ.get("WORLD_SIZE", "1") != "1" and "torch" in sys.modules:
-                # A rank of several: the threads of a process group that was not left in order (an error, a signal) would
-                # abort the interpreter on its way out and replace the exit code.
+                # A rank of several: the threads of a process group that was not left in order (an error, a signal)
+                # would abort the interpreter on its way out and replace the exit code.
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)

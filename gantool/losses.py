@@ -139,8 +139,9 @@ def _function(settings: CustomLoss, module: ModuleType, player: str) -> Callable
     fake = torch.linspace(-1, 2, 4, requires_grad=True)
     real = torch.linspace(2, -1, 4, requires_grad=True) if needs_real else None
     try:
-        value = function(real, fake)
-    except Exception as error:
+        with custom.words_to_stderr():
+            value = function(real, fake)
+    except (Exception, SystemExit) as error:
         told = custom.failure(f"{settings.file}: {player}(real, fake)", settings.file, error)
         raise UsageError(told.message, hint) from error
     if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):

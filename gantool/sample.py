@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gantool import checkpoint, files, models, randomness
+from gantool import checkpoint, custom, files, models, randomness
 from gantool.config.schema import RunConfig
 from gantool.data.loader import to_uint8
 from gantool.errors import UsageError
@@ -52,6 +52,7 @@ class Snapshot:
 def load_snapshot(path: Path, device: torch.device) -> Snapshot:
     """Load the snapshot that `path` means (see `find_snapshot`) to `device`."""
     path = find_snapshot(path)
+    custom.remember(path.parent.parent / "code")
     tensors, facts = checkpoint.load(path)
     if facts.get("kind") != "snapshot":
         raise UsageError(f"{path}: found a {facts.get('kind')}, expected a snapshot", "give a file from snapshots/")
@@ -160,6 +161,9 @@ def draw_grid(
     snapshot: Snapshot, rows: int, columns: int, seed: int, out: Path, classes: Sequence[int] | None = None
 ) -> Path:
     """Write images 0, 1, ... of the sample `seed` as one PNG of rows x columns; with classes, one class in each row."""
+    if classes and len(classes) > rows:
+        text = f"--grid: found {rows} rows for {len(classes)} classes, expected at least a row for each"
+        raise UsageError(text, f"give --grid {len(classes)}x{columns}")
     classes = classes or range(snapshot.num_classes)
     labels = row_labels(columns, classes) if snapshot.num_classes else None
     images = torch.cat([part.cpu() for part in generate(snapshot, 0, rows * columns, seed, labels)]).numpy()
@@ -203,8 +207,14 @@ def sample(
     return out
 
 
-def save_images(folder: Path, parts: Iterator[Tensor], digits: int) -> None:
-    """Write images as img_000.png, ... (with so many digits, or more for more images) to `folder`."""
+def save_images(folder: Path, parts: Iterable[Tensor], num: int) -> None:
+    """Write `num` images as img_000.png, ... (more digits for more images) to `folder`, and remove those of a larger
+    number that are there from before."""
+    digits = max(3, len(str(num - 1)))
+    wanted = {f"img_{k:0{digits}d}.png" for k in range(num)}
+    for path in folder.glob("img_*.png"):
+        if path.name not in wanted and path.stem[4:].isdigit():
+            path.unlink()
     _write_folder(folder, (part.cpu().numpy() for part in parts), digits)
 
 

@@ -7,6 +7,7 @@ In the loop maintenance comes first (report, grid, snapshot, checkpoint, leave),
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 import gantool
-from gantool import checkpoint, files, sample
+from gantool import checkpoint, custom, files, sample
 from gantool.class_accuracy import class_accuracies
 from gantool.config.base import duration_in_steps
 from gantool.config.schema import RunConfig
@@ -65,7 +66,13 @@ def train(
             run.write_config(config)  # `runtime` and `eval` may be new
         left = runtime.highest({"done": 0, "unscored": 1, "planned": 2}[state])
         if left == 2:
-            Trainer(run, config, data, runtime, interrupts, progress).run_to_end()
+            with _cause_in_status(run, runtime, 0, 0), custom.words_to_stderr():
+                if runtime.is_main:
+                    custom.keep(config, run.path / "code")
+                custom.remember(run.path / "code")
+                trainer = Trainer(run, config, data, runtime, interrupts, progress)
+            with custom.words_to_stderr():
+                trainer.run_to_end()
         if left:
             runtime.on_main(lambda: _score_and_finish(run, config, progress, score))
 
@@ -84,6 +91,23 @@ def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, 
     files.write_json(run.path / "result.json", result | {"scores": scores, "eval": eval_digest(config)})
     run.unmark("stopped")  # a signal may have come while it was scored before
     run.write_status("done", total, total)
+
+
+@contextlib.contextmanager
+def _cause_in_status(run: RunDirectory, runtime: Runtime, step: int | Callable[[], int], total: int) -> Iterator[None]:
+    """Write what ends the run early to its status.json."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if runtime.is_main:
+            kind = "diverged" if isinstance(error, DivergedError) else "failed"
+            cause = error.message if isinstance(error, GantoolError) else f"{type(error).__name__}: {error}"
+            run.write_status(kind, step() if callable(step) else step, total, message=cause)
+        if isinstance(error, SystemExit):
+            raise GantoolError(
+                f"{run.path}: the code of a network or loss called sys.exit", "raise an error"
+            ) from error
+        raise
 
 
 class Trainer:
@@ -128,18 +152,12 @@ class Trainer:
         self._resume()
         state, runtime = self.state, self.runtime
         runtime.start_tracking(self.run.path.name, self.config.model_dump(mode="json"))
-        with self.interrupts.polled():
-            try:
+        with self.interrupts.polled(), _cause_in_status(self.run, runtime, lambda: state.step, self.total):
+            self.maintain()
+            while state.step < self.total:
+                self.train_step()
                 self.maintain()
-                while state.step < self.total:
-                    self.train_step()
-                    self.maintain()
-            except Exception as error:
-                if runtime.is_main:
-                    kind = "diverged" if isinstance(error, DivergedError) else "failed"
-                    cause = error.message if isinstance(error, GantoolError) else f"{type(error).__name__}: {error}"
-                    self.run.write_status(kind, state.step, self.total, self.rate, cause)
-                raise
+            self._write_final_images()
         if runtime.is_main:
             self.run.write_status("running", self.total, self.total, self.rate, "scoring")
 
@@ -160,8 +178,6 @@ class Trainer:
             self.report()
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
-        if final and self.config.runtime.final_images:
-            self.runtime.on_main(self._write_final_images)
         if (self._due("snapshot") or final) and step > 0:
             self._check_finite({})
             self.runtime.on_main(self._write_snapshot)
@@ -224,10 +240,21 @@ class Trainer:
         sample.save_grid(folder / f"step-{self.state.step:08d}.png", picture)
 
     def _write_final_images(self) -> None:
-        settings = self.config.runtime
+        """The single images of a finished training, all of them or (after a signal) as many as there was time for."""
+        num = self.config.runtime.final_images
+        if not num:
+            return
         labels = sample.labels_in_turn(range(self.num_classes)) if self.config.conditional else None
-        folder = self.run.folder(settings.final_dir)
-        sample.save_images(folder, self._sample(settings.final_images, labels), digits=3)
+
+        def write() -> None:
+            folder = self.run.folder(self.config.runtime.final_dir)
+            parts = itertools.takewhile(lambda _: not self.interrupts.pending(), self._sample(num, labels))
+            sample.save_images(folder, parts, num)
+
+        self.runtime.on_main(write)
+        signal_number = self._agreed_signal(True)
+        if signal_number:
+            self._leave(signal_number)
 
     def _sample(self, num: int, labels: sample.Labels | None) -> Iterator[Tensor]:
         latent_dim, seed = self.config.generator.latent_dim, self.config.seed

@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Gantool, tiny_config
+
+from gantool import checkpoint
 
 NETS = """\
 import torch
@@ -78,18 +81,35 @@ def test_one_file_and_one_line_add_a_network_and_a_loss(gantool: Gantool, outsid
         assert left["loss_d"] == pytest.approx(right["loss_d"], rel=1e-6)
 
 
-def test_a_changed_file_is_another_run_and_never_the_old_one(gantool: Gantool, outside: Path) -> None:
-    run = Path(gantool("train", outside, "--set", "steps=5").stdout.strip())
-    (run / "result.json").unlink()
+def test_a_run_goes_on_with_the_code_it_was_started_with(gantool: Gantool, outside: Path, tmp_path: Path) -> None:
+    words = ("--set", "steps=10", "--set", "runtime.checkpoint_every=5", "--set", "runtime.snapshot_every=5")
+    run = Path(gantool("train", outside, *words).stdout.strip())
+    whole, _ = checkpoint.load(run / "snapshots" / "step-00000010.safetensors")
+    for path in (run / "result.json", *run.glob("*/step-00000010.safetensors")):
+        path.unlink()
     Path("nets.py").write_text(NETS.replace("nn.ReLU()", "nn.GELU()"))
-    refused = gantool("train", run)
-    assert refused.returncode == 2 and "nets.py" in refused.stderr and "changed" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    sampled = gantool("sample", "--ckpt", run, "--out", "x.npz")
-    assert sampled.returncode == 2 and "changed" in sampled.stderr and not Path("x.npz").exists()
-    other = gantool("train", outside, "--set", "steps=5")
+    Path("loss.py").unlink()
+    again = gantool("train", run)
+    assert again.returncode == 0 and "resuming at step 5" in again.stderr, again.stderr
+    resumed, _ = checkpoint.load(run / "snapshots" / "step-00000010.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert gantool("sample", "--ckpt", run, "--out", "x.npz").returncode == 0
+    # Alone, without the run that keeps the code, a snapshot needs the file; to a config a changed file is another run.
+    shutil.copy(run / "snapshots" / "step-00000010.safetensors", tmp_path / "alone.safetensors")
+    refused = gantool("sample", "--ckpt", tmp_path / "alone.safetensors", "--out", "y.npz")
+    assert refused.returncode == 2 and "changed since the run was made" in refused.stderr and not Path("y.npz").exists()
+    other = gantool("train", outside, *words, "--set", "loss=hinge")
     assert other.returncode == 0 and other.stdout.strip() != str(run)
-    assert gantool("status", "runs").returncode == 0  # the old run is still listed
+
+
+def test_a_file_is_found_from_the_config_that_names_it(gantool: Gantool, outside: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("nets.py", "loss.py"):
+        shutil.move(tmp_path / name, tmp_path / "deep" / name)
+    shutil.move(outside, tmp_path / "deep" / "tiny.yaml")
+    (tmp_path / "top.yaml").write_text("extends: deep/tiny.yaml\nsteps: 3\n")
+    done = gantool("train", "top.yaml")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -100,6 +120,9 @@ def test_a_changed_file_is_another_run_and_never_the_old_one(gantool: Gantool, o
         ("settings: {units: 10}", "settings: {}", "Discriminator.__init__ needs 'units'"),
         ("latent_dim: 8,", "latent_dim: 8, name: Net,", "has no class Net"),
         ("file: loss.py", "file: nets.py", "nets.py: has no function discriminator"),
+        ("file: loss.py", "file: ''", "cannot be read"),
+        ("settings: {units: 10}", "settings: {units: [10]}", "found [10], expected a number, a text, true or false"),
+        ("loss: {kind: custom, file: loss.py}", "loss: custom", "loss.file: this key is required"),
     ],
 )
 def test_wrong_lines_are_refused_before_torch(old: str, new: str, text: str, gantool: Gantool, outside: Path) -> None:
@@ -114,6 +137,10 @@ def test_wrong_lines_are_refused_before_torch(old: str, new: str, text: str, gan
     ("old", "new", "text"),
     [
         ("super().__init__()", "raise ValueError('no luck')", "no luck"),
+        ("super().__init__()", "raise SystemExit", "SystemExit"),
+        ("torch.tanh(self.body(latents))", "torch.tanh(self.body(latents)).detach()", "a tensor without gradient"),
+        ("torch.tanh(self.body(latents))", "torch.tanh(self.body(latents)).double()", "float64"),
+        ("torch.tanh(self.body(latents))", "torch.tanh(self.body(latents if not self.training else 0))", "TypeError"),
         (".unflatten(1, self.shape)", "", "it gives images of shape (2, 192)"),
         ("self.body(images).squeeze(1)", "self.body(images)", "it gives logits of shape (2, 1)"),
     ],
@@ -123,6 +150,37 @@ def test_code_that_fails_is_named(old: str, new: str, text: str, gantool: Gantoo
     refused = gantool("train", outside)
     assert refused.returncode in (1, 2) and text in refused.stderr and "nets.py" in refused.stderr
     assert "Traceback" not in refused.stderr
+    (status,) = json.loads(gantool("status", "runs", "-f", "json").stdout)
+    assert status["state"] == "failed" and text in status["message"]
+
+
+def test_what_the_code_prints_is_not_taken_for_a_result(gantool: Gantool, outside: Path) -> None:
+    Path("nets.py").write_text(
+        "print('HELLO')\n" + NETS.replace("return torch.tanh", "print('AGAIN'); return torch.tanh")
+    )
+    done = gantool("train", outside, "--set", "steps=2")
+    assert done.returncode == 0 and "HELLO" in done.stderr
+    assert done.stdout.startswith("runs/") or Path(done.stdout.strip()).is_dir()
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_tied_weights_are_saved_and_resumed(gantool: Gantool, outside: Path) -> None:
+    lines = ("self.other = nn.Linear(latent_dim, width)", "self.other.weight = self.body[0].weight", "", "")
+    made = (
+        "channels * size * size))\n" + "".join(f"        {line}\n" for line in lines) + "    def forward(self, latents)"
+    )
+    tied = NETS.replace("channels * size * size))\n\n    def forward(self, latents)", made)
+    tied = tied.replace("torch.tanh(self.body(latents))", "torch.tanh(self.body(latents) + self.other(latents).mean())")
+    assert "self.other.weight" in tied and "self.other(latents)" in tied
+    Path("nets.py").write_text(tied)
+    words = ("--set", "steps=10", "--set", "runtime.checkpoint_every=5")
+    run = Path(gantool("train", outside, *words).stdout.strip())
+    whole, _ = checkpoint.load(run / "checkpoints" / "step-00000010.safetensors")
+    for path in (run / "result.json", *run.glob("*/step-00000010.safetensors")):
+        path.unlink()
+    assert gantool("train", run).returncode == 0
+    resumed, _ = checkpoint.load(run / "checkpoints" / "step-00000010.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_the_network_in_the_readme_works(gantool: Gantool, outside: Path) -> None:

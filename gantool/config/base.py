@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
@@ -57,7 +57,7 @@ class Model(BaseModel):
     )
 
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
@@ -108,4 +108,6 @@ def kind(default: str, form: Any) -> BeforeValidator:
             return {"kind": value}
         return {"kind": default, **value} if isinstance(value, dict) else value
 
-    return BeforeValidator(expand, json_schema_input_type=form | str | None)
+    names = tuple(model.model_fields["kind"].default for model in get_args(form))
+    short = Literal[names]  # type: ignore[valid-type]
+    return BeforeValidator(expand, json_schema_input_type=form | short | None)

@@ -1,7 +1,7 @@
 """Networks and losses from a file of the user's own: found and checked without running it.
 
-The file is named by its path and known by its digest, which is part of the run's fingerprint: a run goes on only with
-the very code it was started with. Only the source is read here (with `ast`): a login node answers without torch.
+The file is known by its digest, which is part of the run's fingerprint: a run goes on only with the very code it was
+started with. Only the source is read here (with `ast`), so that a login node answers without torch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gantool.config.base import Model
@@ -19,30 +19,61 @@ from gantool.config.base import Model
 GIVEN = ("size", "channels", "num_classes")
 """What a network's class is always given, by keyword, beside its settings (a generator `latent_dim` too)."""
 
+_RELATIVE = "the path is relative to the config that names it, with --set to the folder where gantool is started"
+
+
+def _refuse(text: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("value_error", "{text}", {"text": text, "hint": hint})
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise _refuse(f"found {value!r}, expected a number, a text, true or false", "take lists apart in your class")
+    return value
+
 
 class CustomFile(Model):
-    """A Python file of your own."""
+    """One Python file of your own."""
 
     file: str
-    """Path of the file, from the folder where gantool is started."""
+    """Path of the file, from the folder of the config that names it."""
     digest: str | None = None
     """First 16 hexadecimal digits of the file's SHA-256; null: as it is now."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_digest(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("file"), str) and value.get("digest") is None:
-            return value | {"digest": digest_of_file(value["file"])}
-        return value
+        if not isinstance(value, dict) or not isinstance(value.get("file"), str):
+            return value
+        path = str(Path(value["file"]).resolve()) if "\0" not in value["file"] else value["file"]
+        return value | {"file": path, "digest": value.get("digest") or digest_of_source(_read(value["file"]))}
+
+    def source(self) -> ast.Module | None:
+        """The file as a syntax tree; None when it is no longer the file of the digest."""
+        if not Path(self.file).is_file() or digest_of_source(_read(self.file)) != self.digest:
+            return None
+        try:
+            tree = ast.parse(_read(self.file))
+        except (SyntaxError, ValueError) as error:
+            raise _refuse(f"{self.file}: is not Python: {error}", "mend the file") from None
+        for node in ast.walk(tree):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in (module.split(".")[0] for module in modules):
+                beside = Path(self.file).parent / name
+                if name and (beside.with_suffix(".py").is_file() or (beside / "__init__.py").is_file()):
+                    text = f"{self.file}: line {node.lineno}: imports {name}, which lies beside it"  # type: ignore[attr-defined]
+                    hint = "put all into one file, whose digest then covers it, or install the other as a package"
+                    raise _refuse(text, hint)
+        return tree
 
 
-def digest_of_file(path: str) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file; a validation error when it cannot be read."""
+def _read(path: str) -> bytes:
     try:
-        return digest_of_source(Path(path).read_bytes())
-    except OSError as error:
-        text = f"{path}: cannot be read: {error.strerror}"
-        raise _refuse(text, "the path is relative to the folder where gantool is started") from None
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        shown = repr(path) if not path or "\0" in path else path
+        raise _refuse(f"{shown}: cannot be read: {getattr(error, 'strerror', error)}", _RELATIVE) from None
 
 
 def digest_of_source(source: bytes) -> str:
@@ -57,24 +88,26 @@ class CustomNetwork(CustomFile):
     """Name of the class."""
     conditional: bool = False
     """Its forward takes labels, int64 [B], after its first argument."""
-    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Further keyword arguments of the class."""
+    settings: dict[str, Annotated[Any, AfterValidator(_scalar)]] = Field(default_factory=dict)
+    """Further keyword arguments of the class: numbers, texts, true or false."""
 
     @model_validator(mode="after")
     def _check_source(self) -> CustomNetwork:
-        if Path(self.file).is_file() and digest_of_file(self.file) == self.digest:
-            given = (*GIVEN, *(("latent_dim",) if hasattr(self, "latent_dim") else ()))
-            twice = [name for name in self.settings if name in given]
-            if twice:
-                raise _refuse(f"settings: {twice[0]!r} is given to the class already", "take it out of settings")
-            _check_class(self.file, self.name, (*given, *self.settings))
+        given = (*GIVEN, *(("latent_dim",) if hasattr(self, "latent_dim") else ()))
+        twice = [name for name in self.settings if name in given]
+        if twice:
+            raise _refuse(f"settings: {twice[0]!r} is given to the class already", "take it out of settings")
+        tree = self.source()
+        if tree is not None:
+            _check_class(tree, self.file, self.name, (*given, *self.settings))
         return self
 
 
-def _check_class(path: str, name: str, wanted: tuple[str, ...]) -> None:
-    tree = _parse(path)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+def _check_class(tree: ast.Module, path: str, name: str, wanted: tuple[str, ...]) -> None:
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     if name not in classes:
+        if name in _assigned(tree):
+            return  # made in another way: it is tried when the networks are built
         raise _refuse(f"{path}: has no class {name}", f"classes there: {', '.join(classes) or 'none'}")
     starts = [n for n in classes[name].body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     if not starts:
@@ -99,8 +132,9 @@ class CustomLossFile(CustomFile):
 
     @model_validator(mode="after")
     def _check_source(self) -> CustomLossFile:
-        if Path(self.file).is_file() and digest_of_file(self.file) == self.digest:
-            found = [node.name for node in _parse(self.file).body if isinstance(node, ast.FunctionDef)]
+        tree = self.source()
+        if tree is not None:
+            found = _assigned(tree)
             missing = [name for name in ("discriminator", "generator") if name not in found]
             if missing:
                 hint = "it must define discriminator(real, fake) and generator(real, fake), each a scalar tensor"
@@ -108,12 +142,14 @@ class CustomLossFile(CustomFile):
         return self
 
 
-def _parse(path: str) -> ast.Module:
-    try:
-        return ast.parse(Path(path).read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise _refuse(f"{path}: is not Python: {error}", "mend the file") from None
-
-
-def _refuse(text: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError("value_error", "{text}", {"text": text, "hint": hint})
+def _assigned(tree: ast.Module) -> set[str]:
+    """Names that are defined, assigned or imported anywhere in the file."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found

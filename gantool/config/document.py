@@ -59,7 +59,19 @@ def read_document(path: Path) -> Document:
         raise UsageError(f"{path}: there is no such file", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from None
-    return parse_document(text, str(path))
+    document = parse_document(text, str(path))
+    _anchor(document.tree, path.parent)
+    return document
+
+
+def _anchor(tree: Any, folder: Path) -> None:
+    """Make the paths of code of the user's own (`file`, or an override `loss.file`) absolute; they are relative to the
+    file that names them."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict | list):
+            _anchor(value, folder)
+        elif isinstance(value, str) and str(key).split(".")[-1] == "file":
+            tree[key] = str((folder / Path(value).expanduser()).resolve()) if value and "\0" not in value else value
 
 
 def parse_document(text: str, name: str) -> Document:

@@ -145,7 +145,7 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     if kind == "cross_field":
         keys = context["keys"]
         return (_locate_first(document, keys), keys[0], context["text"], context["hint"])
-    location = _without_tags(document.tree, item["loc"])
+    location = _without_tags(document.tree, item["loc"], kind == "missing")
     if kind == "value_error" and not _is_there(document.tree, location):
         location = location[:-1]  # of a mapping as a whole: the last part is its union tag
     where, key = document.locate(tuple(str(part) for part in location)), format_error_key(location)
@@ -160,6 +160,8 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     if kind == "union_tag_invalid" and isinstance(found, dict):
         found = found.get("kind")
     text = f"found {_show(found)}, expected {_expected(kind, context, item['msg'])}"
+    if "number" in item["loc"]:
+        text += ", or a ramp such as {start: 2e-4, end: 0.0}"
     if kind in ("duration", "value_error"):
         text = str(item["msg"])
     return (where, key, text, _value_hint(kind, found, context))
@@ -234,12 +236,13 @@ def _value_hint(kind: str, found: Any, context: dict[str, Any]) -> str | None:
     return None
 
 
-def _without_tags(tree: Any, location: Sequence[Any]) -> tuple[Any, ...]:
-    """Drop the union tags that pydantic puts between and after the keys of a location."""
+def _without_tags(tree: Any, location: Sequence[Any], missing: bool = False) -> tuple[Any, ...]:
+    """Drop the union tags that pydantic puts between and after the keys of a location; the last part of a `missing` one
+    is a key that is not there."""
     kept: list[Any] = []
     for position, part in enumerate(location):
-        if kept and not isinstance(tree, dict | list):
-            break
+        if kept and (not isinstance(tree, dict | list) or (isinstance(tree, list) and not isinstance(part, int))):
+            return (*kept, location[-1]) if missing else tuple(kept)
         in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
         if in_list or (isinstance(tree, dict) and part in tree):
             tree = tree[part]

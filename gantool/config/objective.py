@@ -173,7 +173,7 @@ class BasicAugment(Model):
     kind: Literal["basic"] = "basic"
     flip: Share = 0.5
     """Probability of a left-right mirror image."""
-    shift: Annotated[int, Field(ge=0)] = 2
+    shift: Annotated[int, Field(ge=0, le=1024)] = 2
     """Largest shift in pixels along each axis; the border repeats the edge by reflection."""
 
 

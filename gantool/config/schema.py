@@ -127,7 +127,7 @@ class RuntimeConfig(Model):
     """Rows x columns of the sample grids."""
     samples_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "samples"
     """Folder of the sample grids in the run directory."""
-    final_images: Annotated[int, Field(ge=0)] = 0
+    final_images: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Single images written when the training ends, img_000.png and so on."""
     final_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "final_images"
     """Their folder in the run directory."""
@@ -305,8 +305,13 @@ def _objective_problems(config: RunConfig) -> Problems:
     if augment.kind == "ada" and augment.target is None and highest_of(augment.p) <= 0:
         text = "without a target p stays at 0: nothing would ever be changed"
         problems.append((("augment.p", "augment.target", "augment"), text, "give augment.p a probability, e.g. 0.2"))
+    known = config.data.size is not None or config.data.known is not None
+    if augment.kind == "basic" and known and augment.shift >= config.data.image_size:
+        text = f"found {augment.shift}, expected less than the side of the images, {config.data.image_size}"
+        problems.append((("augment.shift", "data.size", "data.name"), text, "for example 2"))
     if augment.kind == "ada" and highest_of(augment.p) > 1:
-        problems.append((("augment.p",), "expected a probability, at most 1", "for example 0.2"))
+        text = f"found {highest_of(augment.p)}, expected a probability, at most 1"
+        problems.append((("augment.p",), text, "for example 0.2"))
     if augment.kind == "ada" and augment.target is not None and isinstance(augment.p, Ramp):
         text = "a ramp for p goes with augment.target: null; with a target p moves by itself"
         problems.append((("augment.p",), text, "give p a number, or set augment.target to null"))
@@ -315,21 +320,22 @@ def _objective_problems(config: RunConfig) -> Problems:
         if highest_of(settings.lr) <= 0:
             problems.append(((f"optimizer.{player}.lr",), "found 0, expected more than 0", "for example 2e-4"))
         if highest_of(getattr(settings, "beta2", 0.0)) >= 1:
-            problems.append(((f"optimizer.{player}.beta2",), "expected less than 1", "for example 0.999"))
+            text = f"found {highest_of(settings.beta2)}, expected less than 1"
+            problems.append(((f"optimizer.{player}.beta2",), text, "for example 0.999"))
     return problems
 
 
-_RUN_FOLDERS = ("checkpoints", "snapshots", "scores")
+_TAKEN = ("checkpoints", "snapshots", "scores", "code", "lock", "stopped", "cancelled", "tensorboard")
 
 
 def _output_problems(runtime: RuntimeConfig) -> Problems:
     problems: Problems = []
     for key in ("samples_dir", "final_dir"):
-        name = getattr(runtime, key)
-        if name in _RUN_FOLDERS or name.endswith((".json", ".jsonl", ".yaml", ".txt", ".png")) or name == "lock":
+        name = getattr(runtime, key).lower()  # some disks do not tell Scores from scores
+        if name in _TAKEN or name.endswith((".json", ".jsonl", ".yaml", ".txt", ".png")):
             text = f"found {name!r}, which is the name of something else in a run directory"
             problems.append(((f"runtime.{key}",), text, "give another name"))
-    if runtime.samples_dir == runtime.final_dir:
+    if runtime.samples_dir.lower() == runtime.final_dir.lower():
         text = f"found {runtime.final_dir!r}, the folder of the grids"
         problems.append((("runtime.final_dir", "runtime.samples_dir"), text, "give it another name than samples_dir"))
     return problems

@@ -130,4 +130,5 @@ def score_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 def class_rows(score: Score) -> list[dict[str, Any]]:
     """One row for each class of a class-conditional run."""
-    return [{"class": name, **values} for name, values in score.per_class.items()]
+    keys = dict.fromkeys(key for values in score.per_class.values() for key in values)
+    return [{"class": name, **{key: row.get(key) for key in keys}} for name, row in score.per_class.items()]

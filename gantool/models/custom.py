@@ -3,6 +3,7 @@ two images, so that what does not fit is told before the training starts."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from gantool.config.custom import CustomNetwork
 from gantool.config.networks import CustomDiscriminator
-from gantool.custom import failure, load
+from gantool.custom import failure, load, words_to_stderr
 from gantool.errors import UsageError
-from gantool.models.layers import Dropout
+from gantool.models.layers import Dropout, set_dropout
 
 
 def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 0) -> nn.Module:
@@ -27,9 +28,10 @@ def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 
     if not issubclass(cls, nn.Module):
         raise UsageError(f"{where}: is no torch.nn.Module", f"class {settings.name}(torch.nn.Module): ...")
     try:
-        network: nn.Module = cls(**given, **settings.settings)
-        found = _try_out(network, settings, (channels, size, size))
-    except Exception as error:
+        with words_to_stderr():
+            network: nn.Module = cls(**given, **settings.settings)
+            found = _try_out(copy.deepcopy(network), settings, (channels, size, size))
+    except (Exception, SystemExit) as error:
         raise failure(where, settings.file, error) from error
     _check_layers(network, settings, where)
     expected = (2, channels, size, size) if hasattr(settings, "latent_dim") else (2,)
@@ -38,6 +40,9 @@ def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 
         shape = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"in a {type(found).__name__}"
         text = f"{where}: for a batch of 2 it gives {what} {shape}, expected a tensor of shape {expected}"
         raise UsageError(text, "mend what forward returns")
+    if found.dtype != torch.float32 or not found.requires_grad:
+        state = f"{found.dtype}" if found.dtype != torch.float32 else "a tensor without gradient"
+        raise UsageError(f"{where}: forward gives {state}, expected float32 with a gradient", "mend forward")
     return network
 
 
@@ -56,13 +61,12 @@ def _check_layers(network: nn.Module, settings: CustomNetwork, where: str) -> No
         raise UsageError(text, "set discriminator.batch_statistics to true, or take another norm")
 
 
-@torch.no_grad()
 def _try_out(network: nn.Module, settings: CustomNetwork, image_shape: tuple[int, int, int]) -> Any:
     latent_dim = getattr(settings, "latent_dim", None)
     inputs = [torch.zeros(2, latent_dim) if latent_dim else torch.zeros(2, *image_shape)]
     if settings.conditional:
         inputs.append(torch.zeros(2, dtype=torch.int64))
-    network.eval()
-    found = network(*inputs)
-    network.train()
-    return found
+    with torch.no_grad():
+        network.eval()(*inputs)
+    set_dropout(network, 1, torch.arange(2))
+    return network.train()(*inputs)
