@@ -67,12 +67,12 @@ WRONG = {
         "augment:\n  kind: ada\n  target: null\n", 3, "augment.p", "p stays at 0", "give augment.p a probability",
     ),
     "ada with a target and a ramp": (
-        "augment:\n  kind: ada\n  p: {start: 0.0, end: 0.5}\n", 3, "augment.p", "goes with augment.target: null", "null",
+        "augment:\n  kind: ada\n  p: {start: 0.0, end: 0.5}\n", 3, "augment.p", "goes with augment.target: null", "",
     ),
     "pairs of different numbers": (
         "loss: relativistic\ngenerator_batch: 32\n", 2, "generator_batch", "compares pairs", "set it to batch (64)",
     ),
-    "half a ramp": ("optimizer:\n  generator:\n    lr: {start: 1.0}\n", 3, "optimizer.generator.lr.end", "required", ""),
+    "half a ramp": ("optimizer:\n  generator:\n    lr: {start: 1.0}\n", 3, "optimizer.generator.lr.end", "require", ""),
     "a list for a ramp": (
         "optimizer:\n  generator:\n    lr: [1e-4]\n", 3, "optimizer.generator.lr", "a number, or a ramp such as", "",
     ),
@@ -93,7 +93,7 @@ WRONG = {
         "runtime:\n  final_dir: samples\n", 2, "runtime.final_dir", "the folder of the grids", "another name",
     ),
     "a shift out of the image": (
-        "data: {name: mnist}\naugment: {kind: basic, shift: 28}\n", 2, "augment.shift", "the side of the images, 28", "2",
+        "data: {name: mnist}\naugment: {kind: basic, shift: 28}\n", 2, "augment.shift", "side of the images, 28", "2",
     ),
 }  # fmt: skip
 
