@@ -26,7 +26,6 @@ from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolErro
 if TYPE_CHECKING:
     from gantool.config.schema import RunConfig
     from gantool.interrupts import Interrupts
-    from gantool.runs import RunDirectory
     from gantool.terminal import TerminalProgress
 
 app = typer.Typer(
@@ -243,112 +242,26 @@ def train(
 
 
 def _train(path: Path, assignments: list[str], nproc: int, device: str | None, interrupts: Interrupts) -> int | None:
-    ranks = _num_ranks()
+    from gantool.start import open_run, train_here, world_size
+
+    ranks = world_size()
     sets = [*assignments, *([f"runtime.device={device}"] if device else [])]
-    settings, run = _open_run(path, sets, max(nproc, ranks))
+    settings, run = open_run(path, sets, max(nproc, ranks))
     state = run.state(settings)
     if state == "cancelled":
         raise GantoolError(f"{run.path}: this run was cancelled", f"to go on after all: rm {run.path / 'cancelled'}")
-    if state == "done":
-        _say_done(run)
-        return None
-    if nproc > 1 and ranks == 1:
+    if state != "done" and nproc > 1 and ranks == 1:
         from gantool.launch import launch
 
         return launch(nproc, sys.argv[1:])
-    try:
-        _train_here(settings, run, interrupts)
-    except InterruptedRun:
-        run.mark("stopped")
-        raise
-    except GantoolError:
-        raise
-    except Exception as error:
-        # At 2 a.m. nobody looks: what went wrong stays with the run.
-        with (run.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(traceback.format_exc())
-        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise GantoolError(f"{run.path}: {cause}", f"the traceback is in {run.path / 'log.txt'}") from error
-    return None
-
-
-def _num_ranks() -> int:
-    """WORLD_SIZE, after a check of the variables that torchrun and srun scripts set for several processes."""
-    values = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
-    for name, value in values.items():
-        if value and not value.isdigit():
-            raise UsageError(
-                f"${name}: found {value!r}, expected a whole number", f"unset {name}, or let torchrun set it"
-            )
-    ranks = int(values["WORLD_SIZE"] or "1")
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if ranks > 1 and missing:
-        raise UsageError(
-            f"$WORLD_SIZE is {ranks}, but {' and '.join(missing)} is not set", "unset WORLD_SIZE, or use torchrun"
-        )
-    return max(1, ranks)
-
-
-def _open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, RunDirectory]:
-    """The config and directory that `path` (a config or a run directory) and `--set` mean."""
-    from gantool.config.document import parse_assignment
-    from gantool.config.loader import load_run_config, overlay, read_run_document, validate_run
-    from gantool.runs import RunDirectory
-
-    if not path.is_dir():
-        settings = load_run_config(path, sets, num_ranks)
-        return settings, RunDirectory.create(settings)
-    run = RunDirectory.open(path)
-    document = read_run_document(path / "config.yaml")
-    settings = validate_run(overlay(document, *map(parse_assignment, sets)), num_ranks)
-    if (settings.fingerprint, settings.seed) != (run.config().fingerprint, run.config().seed):
-        text = "--set changes the numbers of an existing run, which then were no longer those of its name"
-        raise UsageError(f"{path}: {text}", "start a new run from a config; only runtime.* and eval.* may change here")
-    return settings, run
-
-
-def _say_done(run: RunDirectory) -> None:
     with _progress() as progress:
-        progress.say("this run is done already")
-    print(run.path)
-
-
-def _train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts) -> None:
-    """Train `run` in this process, as one rank."""
-    from gantool.data.pack import check_digest, ensure_packed
-    from gantool.progress import Silent
-    from gantool.terminal import LoggedProgress
-
-    with _progress() as terminal:
-        data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
-        check_digest(data)
-        from gantool.runtime import Runtime
-        from gantool.train import train as run_to_end
-
-        runtime = Runtime(settings.runtime, str(run.path))
-        progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
-        ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
-        progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
-
-        def score(snapshot: Path) -> list[dict[str, Any]]:
-            return [_evaluate(snapshot, settings, runtime.device, progress, run.path)]
-
-        run_to_end(run, settings, data, runtime, interrupts, progress, score)
-    if runtime.is_main:
+        if state == "done":
+            progress.say("this run is done already")
+        else:
+            train_here(settings, run, interrupts, progress)
+    if os.environ.get("RANK", "0") == "0":
         print(run.path)
-    runtime.finish()
-
-
-def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folder: Path) -> dict[str, Any]:
-    """Score a snapshot by the `eval` section of `settings`; write the score below `folder`."""
-    from gantool import evaluate as evaluation
-    from gantool.sample import load_snapshot
-
-    assert settings.eval is not None
-    snapshot = load_snapshot(path, device)
-    score = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, progress)
-    evaluation.write_score(folder, score)
-    return score.to_json()
+    return None
 
 
 @_verb("sample")
@@ -601,22 +514,7 @@ def config_schema(
     sweep: Annotated[bool, typer.Option("--sweep", help="The schema of sweep files instead of run configs.")] = False,
 ) -> int | None:
     """Print the JSON schema of configs, for completion and checks in editors."""
+    from gantool.config.json_schema import run_schema, sweep_schema
+
     print(json.dumps(sweep_schema() if sweep else run_schema(), indent=1))
     return None
-
-
-def run_schema() -> dict[str, Any]:
-    """JSON schema of run configs, with `extends`."""
-    from gantool.config.schema import RunConfig
-
-    schema = RunConfig.model_json_schema()
-    parent = {"type": "string", "title": "Extends", "description": "Another config, below this one in precedence."}
-    schema["properties"]["extends"] = parent
-    return schema
-
-
-def sweep_schema() -> dict[str, Any]:
-    """JSON schema of sweep files."""
-    from gantool.config.sweep_file import SweepConfig
-
-    return SweepConfig.model_json_schema()

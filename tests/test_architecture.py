@@ -20,7 +20,7 @@ FLOORS = [
     {"checkpoint", "state", "manifest", "results", "local"},
     {"sample", "players", "class_accuracy", "sweep", "report", "status", "prepare"},
     {"train", "evaluate", "bench"},
-    {"cli", "terminal", "__main__"},
+    {"cli", "start", "terminal", "__main__"},
 ]
 WALLS = {
     "accelerate": {"runtime.py"},
@@ -37,6 +37,7 @@ TORCH_FREE += [
     "gantool.prepare",
     "gantool.data.pack",
     "gantool.launch",
+    "gantool.start",
     "gantool.metrics.moments",
     "gantool.metrics.scores",
 ]

@@ -34,15 +34,15 @@ def test_config_schema_is_one_json_document(gantool: Gantool) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_schemas_accept_the_configs_of_this_repository(path: Path) -> None:
-    from gantool.cli import run_schema, sweep_schema
     from gantool.config.document import read_document
+    from gantool.config.json_schema import run_schema, sweep_schema
 
     tree = read_document(path).tree
     jsonschema.validate(tree, sweep_schema() if "base" in tree else run_schema())
 
 
 def test_the_schema_refuses_a_misspelt_key() -> None:
-    from gantool.cli import run_schema
+    from gantool.config.json_schema import run_schema
 
     jsonschema.validate({"extends": "x.yaml", "loss": "hinge", "augment": {"shift": 3}, "penalty": None}, run_schema())
     with pytest.raises(jsonschema.ValidationError):

@@ -1,0 +1,101 @@
+"""From what `gantool train` is given to a training process: which run, how many ranks, what stays when it fails."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gantool.config.document import parse_assignment
+from gantool.config.loader import load_run_config, overlay, read_run_document, validate_run
+from gantool.config.schema import RunConfig
+from gantool.errors import GantoolError, InterruptedRun, UsageError
+from gantool.interrupts import Interrupts
+from gantool.progress import Silent
+from gantool.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from gantool.terminal import TerminalProgress
+
+
+def world_size() -> int:
+    """WORLD_SIZE, after a check of the variables that torchrun and srun scripts set for several processes."""
+    values = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")}
+    for name, value in values.items():
+        if value and not value.isdigit():
+            raise UsageError(
+                f"${name}: found {value!r}, expected a whole number", f"unset {name}, or let torchrun set it"
+            )
+    ranks = int(values["WORLD_SIZE"] or "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if ranks > 1 and missing:
+        raise UsageError(
+            f"$WORLD_SIZE is {ranks}, but {' and '.join(missing)} is not set", "unset WORLD_SIZE, or use torchrun"
+        )
+    return max(1, ranks)
+
+
+def open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, RunDirectory]:
+    """The config and directory that `path` (a config or a run directory) and `--set` mean."""
+    if not path.is_dir():
+        settings = load_run_config(path, sets, num_ranks)
+        return settings, RunDirectory.create(settings)
+    run = RunDirectory.open(path)
+    document = read_run_document(path / "config.yaml")
+    settings = validate_run(overlay(document, *map(parse_assignment, sets)), num_ranks)
+    if (settings.fingerprint, settings.seed) != (run.config().fingerprint, run.config().seed):
+        text = "--set changes the numbers of an existing run, which then were no longer those of its name"
+        raise UsageError(f"{path}: {text}", "start a new run from a config; only runtime.* and eval.* may change here")
+    return settings, run
+
+
+def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, terminal: TerminalProgress) -> None:
+    """Train `run` in this process, as one rank of WORLD_SIZE; what goes wrong stays with the run, in its log.txt."""
+    try:
+        _train(settings, run, interrupts, terminal)
+    except InterruptedRun:
+        run.mark("stopped")
+        raise
+    except GantoolError:
+        raise
+    except Exception as error:
+        # At 2 a.m. nobody looks.
+        with (run.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+        first = (str(error).strip().splitlines() or [""])[0]
+        hint = f"the traceback is in {run.path / 'log.txt'}"
+        raise GantoolError(f"{run.path}: {type(error).__name__}: {first}", hint) from error
+
+
+def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, terminal: TerminalProgress) -> None:
+    from gantool.data.pack import check_digest, ensure_packed
+    from gantool.terminal import LoggedProgress
+
+    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
+    check_digest(data)
+    from gantool.runtime import Runtime
+    from gantool.train import train as run_to_end
+
+    runtime = Runtime(settings.runtime, str(run.path))
+    progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
+    ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
+    progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
+
+    def score(snapshot: Path) -> list[dict[str, Any]]:
+        return [_evaluate(snapshot, settings, runtime.device, progress, run.path)]
+
+    run_to_end(run, settings, data, runtime, interrupts, progress, score)
+    runtime.finish()
+
+
+def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folder: Path) -> dict[str, Any]:
+    """Score a snapshot by the `eval` section of `settings`; write the score below `folder`."""
+    from gantool import evaluate as evaluation
+    from gantool.sample import load_snapshot
+
+    assert settings.eval is not None
+    snapshot = load_snapshot(path, device)
+    score = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, progress)
+    evaluation.write_score(folder, score)
+    return score.to_json()
