@@ -359,7 +359,13 @@ def evaluate(
     for score in scores:
         if score.per_class and form in ("table", "markdown"):
             print()
-            _print_rows(evaluation.class_rows(score), form, None, f"discriminator of {score.snapshot}, by class")
+            _print_rows(
+                evaluation.class_rows(score),
+                form,
+                None,
+                f"share of the real {'test ' if 'real=test' in str(score.accuracy_protocol) else ''}images and of the "
+                f"generated ones that the discriminator of {score.snapshot} takes for what they are",
+            )
     return None
 
 

@@ -89,6 +89,11 @@ def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, 
     seconds = sum(row.get("seconds", 0) for row in Journal(run.path / "journal.jsonl").rows())
     result = {"step": total, "seconds": round(seconds, 3), "snapshot": str(last.relative_to(run.path))}
     files.write_json(run.path / "result.json", result | {"scores": scores, "eval": eval_digest(config)})
+    for row in scores:
+        real = row.get("real") or {}
+        words = [f"{name} {value:.4g}" + (f" (real images {real[name]:.4g})" if name in real else "")
+                 for name, value in row["values"].items() if not name.endswith("_std")]  # fmt: skip
+        progress.say("scores: " + ", ".join(words))
     run.unmark("stopped")  # a signal may have come while it was scored before
     run.write_status("done", total, total)
 
@@ -238,6 +243,9 @@ class Trainer:
         picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
         folder = self.run.folder(self.config.runtime.samples_dir)
         sample.save_grid(folder / f"step-{self.state.step:08d}.png", picture)
+        from gantool.report.curves import draw_curves
+
+        draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)
 
     def _write_final_images(self) -> None:
         """The single images of a finished training, all of them or (after a signal) as many as there was time for."""
@@ -273,9 +281,6 @@ class Trainer:
             facts["accuracy"] = class_accuracies(self.config, self.state, self.players.loss, self.data)
         path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
         checkpoint.save(path, self.state.averaged_generator().state_dict(), facts)
-        from gantool.report.curves import draw_curves
-
-        draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)
 
     def _data_facts(self) -> dict[str, Any]:
         shape = list(self.data.images.shape[1:])

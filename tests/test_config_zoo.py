@@ -113,7 +113,7 @@ def test_what_does_not_go_together_is_refused_with_its_place(tmp_path: Path, nam
 
 def test_a_kind_replaces_the_default_kind_below_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
-        "generator: {width: 16}\noptimizer: {generator: {beta1: 0.0}}\naugment: {p: 0.1}\n"
+        "generator: {width: 16}\noptimizer: {generator: {beta1: 0.0}}\naugment: {kind: ada, p: 0.1}\n"
     )
     (tmp_path / "run.yaml").write_text(
         "extends: base.yaml\ngenerator: {kind: mlp, widths: [8]}\noptimizer: {generator: {kind: sgd}}\naugment: basic\n"
@@ -138,3 +138,13 @@ def test_the_place_of_own_code_is_no_part_of_the_identity(tmp_path: Path) -> Non
     (tmp_path / "b" / "helper.py").write_text("")
     with pytest.raises(ConfigError, match="imports helper, which lies beside it"):
         load_run_config(tmp_path / "b" / "run.yaml")
+
+
+def test_naming_the_same_kind_keeps_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("generator: {width: 16, norm: none}\naugment: {kind: basic, shift: 5}\n")
+    text = "extends: base.yaml\ngenerator: conv\naugment: basic\n"
+    (tmp_path / "run.yaml").write_text(text)
+    config = load_run_config(tmp_path / "run.yaml")
+    assert (config.generator.width, config.augment.shift) == (16, 5)  # type: ignore[union-attr]
+    other = load_run_config(tmp_path / "run.yaml", ["augment=diffaugment", "generator=mlp"])
+    assert (other.generator.kind, other.augment.kind) == ("mlp", "diffaugment")

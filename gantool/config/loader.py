@@ -116,6 +116,8 @@ def _merge(base: dict[str, Any], top: dict[str, Any], path: tuple[str, ...] = ()
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str):
             old = {"kind": old}  # `augment: basic` below `augment: {shift: 4}`
+        elif isinstance(value, str) and isinstance(old, dict) and _default_kind((*path, key)):
+            value = {"kind": value}  # `augment: basic` above it
         if isinstance(value, dict) and isinstance(old, dict) and _same_kind(old, value, (*path, key)):
             value = _merge(old, value, (*path, key))
         merged[key] = value

@@ -39,7 +39,7 @@ def build(settings: CustomNetwork, size: int, channels: int, num_classes: int = 
         what = "images" if hasattr(settings, "latent_dim") else "logits"
         shape = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"in a {type(found).__name__}"
         text = f"{where}: for a batch of 2 it gives {what} {shape}, expected a tensor of shape {expected}"
-        raise UsageError(text, "mend what forward returns")
+        raise UsageError(text, "mend what forward returns; for logits of shape (2, 1) add .squeeze(1)")
     if found.dtype != torch.float32 or not found.requires_grad:
         state = f"{found.dtype}" if found.dtype != torch.float32 else "a tensor without gradient"
         raise UsageError(f"{where}: forward gives {state}, expected float32 with a gradient", "mend forward")
