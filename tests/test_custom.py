@@ -186,7 +186,8 @@ def test_tied_weights_are_saved_and_resumed(gantool: Gantool, outside: Path) -> 
 def test_the_network_in_the_readme_works(gantool: Gantool, outside: Path) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (source,) = [part.split("```")[0] for part in readme.split("```python\n")[1:] if "class Generator" in part]
-    (line,) = [part.split("`")[0] for part in readme.split("`generator: ")[1:] if "mynet.py" in part]
+    lines = [part.split("`")[0] for part in readme.split("`generator: ")[1:]]
+    (line,) = [line for line in lines if "mynet.py" in line]
     assert len([line for line in source.splitlines() if line]) == 6
     Path("mynet.py").write_text(source)
     done = gantool("train", outside, "--set", f"generator={line}", "--set", "steps=3")
