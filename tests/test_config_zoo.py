@@ -31,6 +31,14 @@ WRONG = {
         "generator:\n  kind: r3gan\n  width: 20\n  group: 16\n", 3, "generator.width", "a multiple of group (16)",
         "for example 24",
     ),
+    "a size that cannot be halved": (
+        "data: {name: faces, size: 4}\ngenerator: mlp\ndiscriminator: sngan_cnn\n", 1, "data.size", "8, 12, 16",
+        "set discriminator.kind to conv",
+    ),
+    "no stage for attention": (
+        "data: {name: faces, size: 4}\ngenerator:\n  kind: resnet\n  attention: 8\n", 4, "generator.attention",
+        "all have the size of the images", "give null",
+    ),
     "a width that would be cut": (
         RESNET + "  width: 512\n", 4, "generator.width", "no stage gets more than max_width, which is 256",
         "set generator.max_width too",

@@ -219,8 +219,8 @@ def cross_field_problems(config: RunConfig) -> Problems:
         known = ", ".join(KNOWN_DATASETS)
         text = f"'{data.name}' is not a known dataset, so data.size must be given"
         problems.append((("data.name",), text, f"known datasets: {known}; for your own images add data.size, e.g. 64"))
-    elif data.image_size % 4 or not 8 <= data.image_size <= 1024:
-        text = f"found {data.image_size}, expected a multiple of 4 from 8 to 1024"
+    elif data.image_size % 4 or not 4 <= data.image_size <= 1024:
+        text = f"found {data.image_size}, expected a multiple of 4 from 4 to 1024"
         problems.append((("data.size",), text, "the networks start at about 4x4 pixels and double"))
     problems += _network_problems(config) + _objective_problems(config) + _output_problems(config.runtime)
     return problems
@@ -245,9 +245,13 @@ def _network_problems(config: RunConfig) -> Problems:
         halvings = range(1, resnet_halvings(data.image_size) + 1)
         there = sizes if player == "generator" else [data.image_size >> i for i in halvings]
         if wanted is not None and wanted not in there:
-            text = f"found {wanted}, but the feature maps of this network have the sizes {_listed(there)}"
-            hint = f"for images of {data.image_size} pixels give one of them, or null"
+            sizes_text = f"have the sizes {_listed(there)}" if there else "all have the size of the images"
+            text = f"found {wanted}, but the feature maps of this network {sizes_text}"
+            hint = f"for images of {data.image_size} pixels give {'one of them, or ' if there else ''}null"
             problems.append(((f"{player}.attention", "data.size", "data.name"), text, hint))
+    if discriminator.kind == "sngan_cnn" and doublings == 0:
+        text = f"found {data.image_size}, expected a size that can be halved down to 4 or more: 8, 12, 16 and so on"
+        problems.append((("data.size", "discriminator.kind"), text, "set discriminator.kind to conv, resnet or mlp"))
     if generator.kind == "biggan" and generator.latent_dim % (doublings + 1):
         text = f"found {generator.latent_dim}, expected a multiple of {doublings + 1}: one part for the stem, one for "
         text += f"each of the {doublings} blocks"
