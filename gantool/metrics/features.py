@@ -31,6 +31,7 @@ class Features(NamedTuple):
 
     pooled: Tensor  # float32 [n, feature_dim]
     logits: Tensor  # float32 [n, num_logits]
+    spatial: Tensor | None = None  # float32 [n, spatial_dim], where the extractor has them
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,25 @@ class Extractor:
     protocol: str  # what it does to the images, and where the features are taken: 'tf1-bilinear|u8|pool3-2048|w=...'
     logits_protocol: str  # the same for the logits
     feature_dim: int
-    num_logits: int
+    num_logits: int  # 0: it has none
     block: int  # images per run of the network
     device: torch.device
-    network: Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 [block, H, W, C] -> (pooled, logits)
+    network: Callable[[Tensor], tuple[Tensor, ...]]  # uint8 [block, H, W, C] -> (pooled, logits[, spatial])
     notes: tuple[str, ...] = ()  # warnings for every score
+    ddof: int = 1  # covariances are divided by n - ddof
+    spatial_dim: int = 0  # length of the features before pooling, for sFID; 0: it has none
+    spatial_protocol: str = ""
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
         """Features of uint8 images [n, H, W, C], 0..255; the result is on the extractor's device."""
         assert images.dtype == torch.uint8 and images.ndim == 4 and len(images), (images.dtype, images.shape)
-        pooled, logits = [], []
+        found = []
         with exact_float32():
             for part in torch.split(images.to(self.device), self.block):
                 padding = part[-1:].expand(self.block - len(part), -1, -1, -1)
-                found = self.network(torch.cat([part, padding]))
-                pooled.append(found[0][: len(part)])
-                logits.append(found[1][: len(part)])
-        return Features(torch.cat(pooled), torch.cat(logits))
+                found.append([tensor[: len(part)] for tensor in self.network(torch.cat([part, padding]))])
+        return Features(*(torch.cat(tensors) for tensors in zip(*found, strict=True)))
 
 
 def collect(
