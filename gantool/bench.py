@@ -50,7 +50,7 @@ def bench(config: RunConfig, data: PackedDataset, rounds: int, steps: int, progr
         config = config.model_copy(update={"runtime": settings})
         runtime = Runtime(settings)
         run = RunDirectory(Path(folder))
-        trainer = Trainer(run, config, data, runtime, Interrupts(), Silent())
+        trainer = Trainer(run, config, data, runtime, Interrupts(), Silent(), lambda *_: None)
         pairs = []
         for index in range(rounds + 1):
             pair = (

@@ -43,6 +43,7 @@ Assignments = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the config; repeatable.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: the config's.")]
+_METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "sfid", "overfit", "classification")
 Ckpt = Annotated[Path, typer.Option("--ckpt", "-c", help="A run directory (its last snapshot) or a snapshot file.")]
 
 
@@ -206,12 +207,13 @@ def prepare(
 def _stage(settings: RunConfig, progress: TerminalProgress) -> None:
     """Make what the scores of a run need beside its generator: the extractor, the statistics of the real images."""
     from gantool.evaluate import stage
+    from gantool.metrics.collection import Work
     from gantool.runtime import choose_device, num_threads, set_threads
 
     set_threads(num_threads(settings.runtime.threads))
     assert settings.eval is not None
     device = choose_device(settings.runtime.device)
-    stage(settings.data, settings.eval, Path(settings.runtime.data_dir), device, progress)
+    stage(settings.data, settings.eval, Path(settings.runtime.data_dir), device, Work(progress))
 
 
 def _configs_of(path: Path, assignments: list[str]) -> list[RunConfig]:
@@ -306,90 +308,100 @@ def sample(
 
 @_verb("eval")
 def evaluate(
-    ckpt: Annotated[list[Path], typer.Option("--ckpt", "-c", help="A run directory or a snapshot file; repeatable.")],
-    extractor: Annotated[str | None, typer.Option(help="classifier or inception; default: the run's config.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories (their best and last snapshots) or snapshot files.")
+    ] = None,
+    ckpt: Annotated[
+        list[Path] | None,
+        typer.Option("--ckpt", "-c", help="The same as an option; repeatable; a quoted glob will do."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Instead: a folder, zip or npz of images of other origin; repeatable.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="With --images: the config or a run of the data, or another folder, zip, npz."
+        ),
+    ] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="classifier, inception, efficientnet-lite0, torchvision:NAME [default: the run's]."),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="With inception: tf1, pytorch-fid, clean or stylegan3 [default: tf1].")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 [default: float32].")] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Number of generated images.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Comma-separated: fid,is.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated: " + ", ".join(_METRICS) + ".")] = None,
+    per_class: Annotated[bool | None, typer.Option("--per-class", help="Also FID and IS of each class.")] = None,
+    ci: Annotated[
+        bool | None, typer.Option("--ci", help="Also the FID without bias (by halves), and a 95 % interval.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generated images.")] = 0,
-    weights: Annotated[Path | None, typer.Option(help="Weights file of the inception extractor.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file of the extractor, or its folder.")] = None,
     allow_unknown_weights: Annotated[
         bool, typer.Option("--allow-unknown-weights", help="Take other weights too; their digest is in the protocol.")
     ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the packed data; default: the run's.")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also a file: .json, .csv, .md or .tex.")] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
     device: Device = None,
 ) -> int | None:
-    """Score snapshots against the real training images; prints one table."""
-    from gantool.config.schema import EvalConfig
-    from gantool.runs import find_snapshot
+    """Score snapshots, or images of other origin, against the real training images; prints one table."""
+    from gantool import scoring, tables
+    from gantool.start import world_size
 
-    _choose("--format", form, ("table", "json", "csv", "markdown"))
-    asked: dict[str, Any] = {"extractor": extractor, "num": num}
-    asked["metrics"] = tuple(name.strip() for name in metrics.split(",")) if metrics is not None else None
-    if extractor is not None:
-        _choose("--extractor", extractor, ("classifier", "inception"))
-    for name in asked["metrics"] or ():
-        _choose("--metrics", name, ("fid", "is"))
+    _choose("--format", form, tables.FORMATS)
+    if out is not None and out.suffix.lower() not in tables.ENDINGS:
+        raise UsageError(f"--out: found {out.name!r}, expected a name ending in {', '.join(tables.ENDINGS)}")
     _check_device(device)
-    paths = [find_snapshot(path) for path in ckpt]
-    from gantool import evaluate as evaluation
-    from gantool.runtime import choose_device
-    from gantool.sample import load_snapshot
+    asked = scoring.Asked(
+        scoring.changes_of(extractor, protocol, precision, num, metrics, per_class, ci),
+        seed,
+        weights,
+        allow_unknown_weights,
+        data_dir,
+    )
+    wanted = [*(paths or []), *(ckpt or [])]
+    if bool(wanted) == bool(images):
+        raise UsageError("give either snapshots or --images", "for example: gantool eval runs/NAME")
+    if images and against is None:
+        hint = "the config of the data they imitate, for example --reference configs/cifar10_baseline.yaml"
+        raise UsageError("--images needs --reference, the real images", hint)
+    if not images and against is not None:
+        raise UsageError("--reference goes with --images", "snapshots are scored against the data they were trained on")
+    if images and num is not None:
+        raise UsageError("--num has no effect with --images, all of them are scored", "leave it out")
+    snapshots = scoring.snapshots_of(wanted)
+    if nproc > 1 and world_size() == 1:
+        from gantool.launch import launch
 
-    scores = []
+        return launch(nproc, sys.argv[1:])
     with _progress() as progress:
-        for path in paths:
-            snapshot = load_snapshot(path, choose_device(device or "auto"))
-            base = (snapshot.config.eval or EvalConfig()).model_dump()
-            settings = EvalConfig.model_validate(
-                base | {key: value for key, value in asked.items() if value is not None}
-            )
-            folder = data_dir or Path(snapshot.config.runtime.data_dir)
-            score = evaluation.evaluate(snapshot, settings, folder, seed, progress, weights, allow_unknown_weights)
-            run = path.parent.parent
-            if path.parent.name == "snapshots" and (run / "config.yaml").is_file():
-                try:
-                    evaluation.write_score(run, score)
-                except GantoolError as error:  # someone else's run: the score is printed all the same
-                    progress.say(f"not kept: {error.message}")
-            scores.append(score)
-    rows = evaluation.score_rows(scores)
-    notes = [str(row[key]) for row in rows for key in ("protocol", "warnings") if row.get(key)]
-    _print_rows(rows, form, [score.to_json() for score in scores], "\n".join(dict.fromkeys(notes)))
-    for score in scores:
-        if score.per_class and form in ("table", "markdown"):
-            print()
-            _print_rows(
-                evaluation.class_rows(score),
-                form,
-                None,
-                f"share of the real {'test ' if 'real=test' in str(score.accuracy_protocol) else ''}images and of the "
-                f"generated ones that the discriminator of {score.snapshot} takes for what they are",
-            )
+        ranks, where = _eval_ranks(device)
+        if images:
+            assert against is not None
+            scores = scoring.score_images(images, against, asked, where, ranks, progress)
+        else:
+            scores = scoring.score_snapshots(snapshots, asked, where, ranks, progress)
+    if ranks.rank == 0:
+        tables.print_scores(scores, form, out)
     return None
 
 
-def _print_rows(rows: list[dict[str, Any]], form: str, full: Any, caption: str = "") -> None:
-    """Rows of numbers and texts on stdout; `full` is what --format json prints, `caption` stands below a table."""
-    from gantool.results import to_csv, to_markdown
-    from gantool.terminal import print_table
+def _eval_ranks(device: str | None) -> tuple[Any, Any]:
+    """(ranks, device) of this process."""
+    from gantool.config.schema import RuntimeConfig
+    from gantool.metrics.collection import Alone
+    from gantool.runtime import Runtime, choose_device
+    from gantool.start import world_size
 
-    if form == "json":
-        print(json.dumps(full, indent=1))
-    elif form == "csv":
-        print(to_csv(rows), end="")
-    elif form == "markdown":
-        print(to_markdown(rows), end="")
-    else:
-        headers = [key for key in rows[0] if key not in ("protocol", "warnings")] if rows else []
-        cells = [[_cell(row[key]) for key in headers] for row in rows]
-        print_table(headers, cells, caption)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if world_size() == 1:
+        return Alone(), choose_device(device or "auto")
+    runtime = Runtime(RuntimeConfig.model_validate({"device": device or "auto"}))
+    return runtime, runtime.device
 
 
 @_verb("sweep")
@@ -481,9 +493,10 @@ def status(
 def _print_states(statuses: Any, form: str) -> None:
     """One line for each run, and how many are in each state."""
     from gantool.status import counts, status_rows
+    from gantool.tables import print_rows
 
     summary = f"{len(statuses)} runs: " + ", ".join(f"{n} {state}" for state, n in counts(statuses).items())
-    _print_rows(status_rows(statuses), form, status_rows(statuses), summary)
+    print_rows(status_rows(statuses), form, status_rows(statuses), summary)
 
 
 @_verb("bench")

@@ -271,6 +271,28 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return _markdown_table(keys, cells) + "\n"
 
 
+def to_latex(rows: Sequence[dict[str, Any]]) -> str:
+    """Mappings as a LaTeX tabular with booktabs rules; protocols and warnings become comments below it."""
+    apart = ("protocol", "warnings")
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in apart]
+    numeric = [all(isinstance(row.get(key), (int, float, type(None))) for row in rows) for key in keys]
+    lines = [f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", "\\toprule"]
+    lines += [" & ".join(_latex(key) for key in keys) + " \\\\", "\\midrule"]
+    for row in rows:
+        values = [row.get(key) for key in keys]
+        cells = [number_text(v) if isinstance(v, float) else "--" if v is None else _latex(str(v)) for v in values]
+        lines.append(" & ".join(cells) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    notes = dict.fromkeys(str(row[key]) for row in rows for key in apart if row.get(key))
+    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
+
+
+def _latex(text: str) -> str:
+    """Text with TeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
 def sweep_json(plan: SweepPlan, rows: Sequence[Row]) -> str:
     """Everything: the report's settings, the rows, the groups."""
     groups = [asdict(group) for group in grouped(rows, plan.report)]

@@ -196,7 +196,7 @@ def find_snapshot(path: Path) -> Path:
 
 def eval_digest(config: RunConfig) -> str:
     """Digest of the `eval:` section: which scores a finished run must have."""
-    return digest_of(config.eval.model_dump(mode="json") if config.eval else None)
+    return digest_of(config.eval.identity() if config.eval else None)
 
 
 def _try_lock(file: IO[bytes], kind: int) -> bool:

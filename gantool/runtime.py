@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from gantool.config.schema import RuntimeConfig
 from gantool.errors import GantoolError, UsageError
+
+_AT_ONCE = 2**24  # numbers of an array that go through the network at a time
 
 
 class Runtime:
@@ -53,6 +56,16 @@ class Runtime:
         flat /= self.num_ranks
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+    def sum(self, array: np.ndarray) -> None:
+        """Replace an array of numbers by its sum over the ranks, in place."""
+        if self.num_ranks == 1:
+            return
+        flat = torch.from_numpy(array).view(-1)
+        for part in torch.split(flat, _AT_ONCE):
+            moved = part.to(self.device)
+            dist.all_reduce(moved)
+            part.copy_(moved)
 
     def highest(self, value: int) -> int:
         """The highest `value` of all ranks; also a barrier."""

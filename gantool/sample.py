@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gantool import checkpoint, custom, files, models, randomness
-from gantool.config.schema import RunConfig
+from gantool.config.schema import RunConfig, digest_of
+from gantool.data.image_sets import ImageSet
 from gantool.data.loader import to_uint8
 from gantool.errors import UsageError
 from gantool.progress import Progress
@@ -107,6 +108,24 @@ def generate(snapshot: Snapshot, start: int, stop: int, seed: int, labels: Label
         labels = labels_in_turn(range(snapshot.num_classes))
     latent_dim = snapshot.config.generator.latent_dim
     return generate_with(snapshot.generator, latent_dim, start, stop, seed, labels)
+
+
+def generated_set(snapshot: Snapshot, num: int, seed: int) -> ImageSet:
+    """Images 0..num-1 of the sample `seed`, made when they are asked for; the classes come in turn."""
+    labels = None
+    if snapshot.num_classes:
+        of_image = labels_in_turn(range(snapshot.num_classes))
+        labels = np.array([of_image(k) for k in range(num)], np.int64)
+    height, width, channels = snapshot.data["image_shape"]
+    return ImageSet(
+        title="the generated images",
+        digest=digest_of(["generated", snapshot.digest, seed]),
+        num=num,
+        shape=(height, width, channels),
+        part=lambda start, stop: torch.cat(list(generate(snapshot, start, stop, seed))),
+        labels=labels,
+        classes=tuple(map(str, snapshot.data["classes"])) if snapshot.num_classes else (),
+    )
 
 
 def choose_classes(snapshot: Snapshot, text: str) -> list[int]:

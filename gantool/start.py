@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from gantool.config.loader import load_run_config, overlay, read_run_document, v
 from gantool.config.schema import RunConfig
 from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.interrupts import Interrupts
-from gantool.progress import Silent
+from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 
 if TYPE_CHECKING:
+    from gantool.runtime import Runtime
     from gantool.terminal import TerminalProgress
 
 
@@ -82,20 +84,32 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
     progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
 
-    def score(snapshot: Path) -> list[dict[str, Any]]:
-        return [_evaluate(snapshot, settings, runtime.device, progress, run.path)]
+    if settings.eval and run.result() is None:
+        from gantool.evaluate import ready
+        from gantool.metrics.collection import Work
+
+        ready(settings.eval, data, Path(settings.runtime.data_dir), runtime.device, Work(progress, runtime))
+
+    def score(snapshot: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        return _evaluate(snapshot, settings, runtime, progress, run.path, stop)
 
     run_to_end(run, settings, data, runtime, interrupts, progress, score)
     runtime.finish()
 
 
-def _evaluate(path: Path, settings: RunConfig, device: Any, progress: Any, folder: Path) -> dict[str, Any]:
-    """Score a snapshot by the `eval` section of `settings`; write the score below `folder`."""
+def _evaluate(
+    path: Path, settings: RunConfig, runtime: Runtime, progress: Progress, folder: Path, stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Score a snapshot by the `eval` section of `settings`, shared by the ranks; keep the score below `folder`."""
     from gantool import evaluate as evaluation
+    from gantool.metrics.collection import Work
     from gantool.sample import load_snapshot
 
     assert settings.eval is not None
-    snapshot = load_snapshot(path, device)
-    score = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, progress)
-    evaluation.write_score(folder, score)
-    return score.to_json()
+    snapshot = load_snapshot(path, runtime.device)
+    work = Work(progress, runtime, folder / "parts", stop)
+    found = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, work)
+    if found is None:
+        return None
+    evaluation.keep(folder, found)
+    return found.score.to_json()

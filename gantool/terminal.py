@@ -104,7 +104,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", collapse_padding=True)
     for index, header in enumerate(headers):
-        numeric = bool(rows) and all(row[index][:1].isdigit() or row[index] in ("", "-") for row in rows)
+        numeric = bool(rows) and all(row[index].lstrip("-")[:1].isdigit() or row[index] in ("", "-") for row in rows)
         table.add_column(Text(header), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

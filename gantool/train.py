@@ -27,14 +27,16 @@ from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
 from gantool.interrupts import Interrupts, describe
+from gantool.metrics.scores import best_score, has_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
 
-Scorer = Callable[[Path], list[dict[str, Any]]]
-"""Given the last snapshot, its scores as JSON values."""
+Scorer = Callable[[Path, Callable[[], bool]], dict[str, Any] | None]
+"""Called by all ranks with a snapshot and a function that says when to stop (InterruptedRun then): its score as JSON
+values on rank 0, None on the others."""
 
 
 def train(
@@ -70,30 +72,31 @@ def train(
                 if runtime.is_main:
                     custom.keep(config, run.path / "code")
                 custom.remember(run.path / "code")
-                trainer = Trainer(run, config, data, runtime, interrupts, progress)
+                trainer = Trainer(run, config, data, runtime, interrupts, progress, score)
             with custom.words_to_stderr():
                 trainer.run_to_end()
         if left:
-            runtime.on_main(lambda: _score_and_finish(run, config, progress, score))
+            last = find_snapshot(run.path)
+            total = int(checkpoint.read_facts(last)["step"])
+            with _cause_in_status(run, runtime, total, total):
+                found = score(last, lambda: bool(interrupts.pending())) if config.eval else None
+            runtime.on_main(lambda: _finish(run, config, progress, last, total, [found] if found else []))
 
 
-def _score_and_finish(run: RunDirectory, config: RunConfig, progress: Progress, score: Scorer) -> None:
-    last = find_snapshot(run.path)
-    total = int(checkpoint.read_facts(last)["step"])
-    try:
-        scores = score(last) if config.eval else []
-    except Exception as error:
-        cause = error.message if isinstance(error, GantoolError) else f"{type(error).__name__}: {error}"
-        run.write_status("failed", total, total, message=cause)
-        raise
+def _finish(
+    run: RunDirectory, config: RunConfig, progress: Progress, last: Path, total: int, scores: list[dict[str, Any]]
+) -> None:
     seconds = sum(row.get("seconds", 0) for row in Journal(run.path / "journal.jsonl").rows())
     result = {"step": total, "seconds": round(seconds, 3), "snapshot": str(last.relative_to(run.path))}
+    best = best_score(run.path)
+    if best:
+        result["best"] = {"step": best.step, "snapshot": f"snapshots/{Path(best.snapshot).name}", "values": best.values}
     files.write_json(run.path / "result.json", result | {"scores": scores, "eval": eval_digest(config)})
     for row in scores:
         real = row.get("real") or {}
-        words = [f"{name} {value:.4g}" + (f" (real images {real[name]:.4g})" if name in real else "")
-                 for name, value in row["values"].items() if not name.endswith("_std")]  # fmt: skip
-        progress.say("scores: " + ", ".join(words))
+        progress.say(f"scores: {words_of(row['values'], real)}")
+    if best and best.step != total:
+        progress.say(f"the best of all scored snapshots is that of step {best.step}: {words_of(best.values)}")
     run.unmark("stopped")  # a signal may have come while it was scored before
     run.write_status("done", total, total)
 
@@ -126,9 +129,10 @@ class Trainer:
         runtime: Runtime,
         interrupts: Interrupts,
         progress: Progress,
+        score: Scorer,
     ) -> None:
         self.run, self.config, self.data, self.runtime = run, config, data, runtime
-        self.interrupts, self.progress = interrupts, progress
+        self.interrupts, self.progress, self.score = interrupts, progress, score
         images, labels = data.split("train")
         self.num_images = len(images)
         self.num_classes = len(data.classes)
@@ -141,6 +145,8 @@ class Trainer:
             "snapshot": self._steps(every.snapshot_every),
             "checkpoint": self._steps(every.checkpoint_every),
         }
+        if config.eval and config.eval.every:
+            self.every["score"] = self._steps(config.eval.every)
         self.state = State(config, runtime.device, self.num_classes)
         real = RealImages(
             images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,
@@ -151,6 +157,7 @@ class Trainer:
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()
         self._window_step = self._saved_step = 0
+        self._began, self._scoring_seconds, self._last_scoring_seconds = time.monotonic(), 0.0, 0.0
 
     def run_to_end(self) -> None:
         """Resume, then alternate maintenance and the two players until the last step is done and saved."""
@@ -175,24 +182,26 @@ class Trainer:
     def maintain(self) -> None:
         """What is due at this step: report, sample grid, snapshot, checkpoint; and leaving, when there is a reason."""
         step, final = self.state.step, self.state.step == self.total
-        signal_number = self._agreed_signal(final)
-        leaving = bool(signal_number)
-        save = (self._due("checkpoint") or final or leaving) and step > self._saved_step
         self.progress.step("train", step, self.total, self._detail())
         if self.state.pending and (self._due("log") or final):
             self.report()
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
-        if (self._due("snapshot") or final) and step > 0:
+        score = self._due("score") and not final  # at the end of all it is scored without haste
+        if (self._due("snapshot") or score or final) and step > 0:
             self._check_finite({})
             self.runtime.on_main(self._write_snapshot)
-        if save:
+        if score:
+            self._score()
+        signal_number = self._agreed_signal(final)
+        leaving = bool(signal_number)
+        if (self._due("checkpoint") or final or leaving) and step > self._saved_step:
             self._checkpoint()
         if leaving:
             self._leave(signal_number)
 
     def _due(self, what: str) -> bool:
-        return self.state.step > 0 and self.state.step % self.every[what] == 0
+        return what in self.every and self.state.step > 0 and self.state.step % self.every[what] == 0
 
     def _agreed_signal(self, final: bool) -> int:
         """The signal the ranks leave for, the same on all of them; several ranks ask each other every 10 steps."""
@@ -235,6 +244,34 @@ class Trainer:
                 f"the last good snapshot is {kept[-1]}" if kept else "there is no snapshot before it"
             )
             raise DivergedError(f"{self.run.path}: {what} by step {self.state.step}", hint)
+
+    def _score(self) -> None:
+        """Score the snapshot of this step, unless it has been, or scores have had their share of the time."""
+        settings, step, began = self.config.eval, self.state.step, time.monotonic()
+        assert settings is not None
+        snapshot = checkpoint.step_file(self.run.path / "snapshots", step)
+        last, so_far = self._last_scoring_seconds, began - self._began
+        affordable = last == 0 or self._scoring_seconds + last <= settings.budget * (so_far + last)
+        known = self.runtime.is_main and has_score(
+            self.run.path, checkpoint.read_facts(snapshot)["digest"], settings.metrics, settings.num
+        )
+        if self.runtime.highest(int(self.runtime.is_main and (known or not affordable))):
+            if not known:
+                self.progress.say(f"step {step}: not scored, it would take more than eval.budget of the time")
+            return
+        if self.runtime.is_main:
+            self.run.write_status("running", step, self.total, self.rate, "scoring")
+        try:
+            found = self.score(snapshot, lambda: bool(self.interrupts.pending()))
+        except InterruptedRun:  # what it has found is kept; the loop saves and leaves
+            return
+        seconds = time.monotonic() - began
+        self._last_scoring_seconds = seconds
+        self._scoring_seconds += seconds
+        self._window_start += seconds
+        if found:
+            self.progress.say(f"step {step}: {words_of(found['values'])}")
+            self.runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
 
     def _write_grid(self) -> None:
         rows, columns = sample.parse_grid(self.config.runtime.grid)

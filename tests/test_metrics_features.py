@@ -1,10 +1,9 @@
-"""Blocks, streams and the kept statistics of real images, with a network that is simple enough to check."""
+"""Blocks and the kept statistics of real images, with a network that is simple enough to check."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gantool.data.pack import PackedDataset
+from gantool.data.image_sets import ImageSet
 from gantool.errors import GantoolError
 from gantool.metrics.cache import once
-from gantool.metrics.features import Extractor, collect, exact_float32, reblock
-from gantool.metrics.reference import real_statistics
+from gantool.metrics.collection import Work, collect
+from gantool.metrics.features import Extractor, exact_float32
+from gantool.metrics.reference import kept_statistics, of_class, spread
+from gantool.metrics.statistics import Need
 from gantool.progress import Silent
 
 
@@ -47,18 +48,9 @@ def noise(num: int) -> Tensor:
     return torch.randint(0, 256, (num, 8, 8, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
 
 
-def packed(tmp_path: Path, num: int = 50) -> PackedDataset:
-    images = noise(num).numpy()
-    splits = {"train": (0, num - 10), "test": (num - 10, num)}
-    return PackedDataset(tmp_path / "x.npy", images, np.arange(num) % 2, ("a", "b"), splits, "c" * 64, "noise")
-
-
-@pytest.mark.parametrize("sizes", [[1] * 11, [7, 4], [11], [0, 3, 0, 8], [4, 4, 3]])
-def test_reblock_keeps_order_and_fills_blocks(sizes: list[int]) -> None:
-    images = noise(11)
-    blocks = list(reblock(torch.split(images, sizes), 4))
-    assert [len(block) for block in blocks] == [4, 4, 3]
-    assert torch.equal(torch.cat(blocks), images)
+def image_set(images: Tensor) -> ImageSet:
+    labels = np.arange(len(images)) % 2
+    return ImageSet("noise", "c" * 64, len(images), (8, 8, 3), lambda a, b: images[a:b], labels, ("a", "b"))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 64])
@@ -72,39 +64,13 @@ def test_the_network_sees_one_shape_only(batch: int) -> None:
     assert torch.equal(torch.cat([part.logits for part in parts]), whole.logits)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
-def test_statistics_do_not_depend_on_the_batches_of_the_stream(batch: int) -> None:
-    images = noise(33)
-    one, shapes = toy()
-    expected = collect([images], one, 33, Silent(), "x")
-    found = collect(torch.split(images, batch), toy()[0], 33, Silent(), "x")
-    assert len(shapes) == 9
-    assert found.count == 33 and found.logits.shape == (33, 2)
-    assert np.array_equal(found.moments.gram, expected.moments.gram)
-    assert np.array_equal(found.moments.total, expected.moments.total)
-    assert np.array_equal(found.logits, expected.logits)
-
-
-def test_collect_takes_as_many_as_it_was_asked_for_and_no_more() -> None:
-    def endless() -> Iterator[Tensor]:
-        while True:
-            yield noise(3)
-
-    found = collect(endless(), toy()[0], 10, Silent(), "x", keep_logits=False)
-    assert found.count == 10 and found.logits.shape == (0, 2)
-    expected = collect([torch.cat([noise(3)] * 4)[:10]], toy()[0], 10, Silent(), "x")
-    assert np.array_equal(found.moments.gram, expected.moments.gram)
-    with pytest.raises(GantoolError, match="found 9 images, expected 10"):
-        collect([noise(9)], toy()[0], 10, Silent(), "x")
-
-
 @pytest.mark.parametrize("broken", ["features", "logits"])
 def test_broken_networks_are_told(broken: str) -> None:
     value = float("nan")
     found = torch.full((4, 6), value if broken == "features" else 1.0), torch.full((4, 2), value)
     extractor = dataclasses.replace(toy()[0], network=lambda _: found)
     with pytest.raises(GantoolError, match=f"{broken} that are NaN"):
-        collect([noise(4)], extractor, 4, Silent(), "x")
+        collect(image_set(noise(4)), extractor, Need(logits=True), Work(Silent()), "x")
 
 
 def test_settings_of_precision_come_back() -> None:
@@ -124,44 +90,52 @@ def test_settings_of_precision_come_back() -> None:
 
 
 def test_real_statistics_are_computed_once(tmp_path: Path) -> None:
-    data = packed(tmp_path)
     extractor, shapes = toy()
-    first = real_statistics(data, "train", None, extractor, tmp_path, Silent(), keep_logits=True)
+    need = Need(logits=True, features=True)
+    first = kept_statistics(image_set(noise(40)), extractor, need, tmp_path, Work(Silent()))
     runs = len(shapes)
-    again = real_statistics(data, "train", 10**6, extractor, tmp_path, Silent(), keep_logits=True)
+    again = kept_statistics(image_set(noise(40)), extractor, need, tmp_path, Work(Silent()))
     assert runs == 10 and len(shapes) == runs
     assert first.count == again.count == 40
-    assert np.array_equal(first.moments.gram, again.moments.gram) and np.array_equal(first.logits, again.logits)
-    assert again.moments.gram.dtype == np.int64
+    assert np.array_equal(first.moments.gram, again.moments.gram) and again.moments.gram.dtype == np.int64
+    assert first.logits is not None and first.features is not None
+    assert np.array_equal(first.logits, again.logits) and np.array_equal(first.features, again.features)
+    assert np.array_equal(first.features, extractor(noise(40)).pooled.numpy())
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
-    data, (extractor, _) = packed(tmp_path), toy()
-    other_data = PackedDataset(data.path, data.images, data.labels, data.classes, data.splits, "e" * 64, data.title)
+    extractor, images = toy()[0], image_set(noise(40))
+    other = dataclasses.replace(images, digest="e" * 64)
     for key in (
-        (data, "train", None, extractor, False),
-        (data, "train", None, extractor, True),
-        (data, "train", 10, extractor, False),
-        (data, "test", None, extractor, False),
-        (other_data, "train", None, extractor, False),
-        (data, "train", None, toy(digest="f" * 64)[0], False),
+        (images, extractor, Need()),
+        (images, extractor, Need(logits=True)),
+        (images, extractor, Need(features=True)),
+        (image_set(noise(10)), extractor, Need()),
+        (other, extractor, Need()),
+        (images, toy(digest="f" * 64)[0], Need()),
+        (images, dataclasses.replace(extractor, protocol="another"), Need()),
     ):
-        real_statistics(*key[:4], tmp_path, Silent(), key[4])
-    assert len(list((tmp_path / "metrics").glob("*.npz"))) == 6
+        kept_statistics(*key, tmp_path, Work(Silent()))
+    assert len(list(tmp_path.glob("*.npz"))) == 7
 
 
-def test_fewer_images_are_spread_evenly(tmp_path: Path) -> None:
-    data, (extractor, _) = packed(tmp_path), toy()
-    found = real_statistics(data, "train", 8, extractor, tmp_path, Silent())
-    expected = collect([torch.from_numpy(np.array(data.images[0:40:5]))], extractor, 8, Silent(), "x")
-    assert np.array_equal(found.moments.gram, expected.moments.gram)
+def test_fewer_images_are_spread_evenly_over_all() -> None:
+    images = image_set(noise(40))
+    assert torch.equal(spread(images, 8).part(0, 8), noise(40)[::5])
+    assert spread(images, 40) is images and spread(images, 99) is images
+    chosen = of_class(images, 1)
+    assert (
+        torch.equal(chosen.part(0, 20), noise(40)[1::2])
+        and chosen.labels is not None
+        and set(chosen.labels.tolist()) == {1}
+    )
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "not an npz", "pickle"])
 def test_damaged_files_are_computed_again(damage: str, tmp_path: Path) -> None:
-    data, (extractor, shapes) = packed(tmp_path), toy()
-    first = real_statistics(data, "train", None, extractor, tmp_path, Silent())
-    (path,) = (tmp_path / "metrics").glob("*.npz")
+    extractor, shapes = toy()
+    first = kept_statistics(image_set(noise(40)), extractor, Need(), tmp_path, Work(Silent()))
+    (path,) = tmp_path.glob("*.npz")
     whole = path.read_bytes()
     gram = whole.index(first.moments.gram.tobytes())
     if damage == "pickle":
@@ -176,7 +150,7 @@ def test_damaged_files_are_computed_again(damage: str, tmp_path: Path) -> None:
             }[damage]
         )
     runs, rows = len(shapes), Rows()
-    again = real_statistics(data, "train", None, extractor, tmp_path, rows)
+    again = kept_statistics(image_set(noise(40)), extractor, Need(), tmp_path, Work(rows))
     assert np.array_equal(first.moments.gram, again.moments.gram)
     assert len(shapes) == 2 * runs and "damaged" in rows.words[0] and str(path) in rows.words[0]
     assert path.read_bytes() == whole
@@ -185,7 +159,7 @@ def test_damaged_files_are_computed_again(damage: str, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "metrics").write_text("in the way")
     rows = Rows()
-    found = real_statistics(packed(tmp_path), "train", None, toy()[0], tmp_path, rows)
+    found = kept_statistics(image_set(noise(40)), toy()[0], Need(), tmp_path / "metrics", Work(rows))
     assert found.count == 40
     assert "is not kept" in rows.words[-1] and str(tmp_path / "metrics") in rows.words[-1]
 

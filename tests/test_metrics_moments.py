@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import scipy.linalg
+import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gantool.errors import GantoolError
-from gantool.metrics.moments import UNIT, Moments, frechet_distance, gaussian_distance, inception_score
+from gantool.metrics.moments import (
+    UNIT,
+    Moments,
+    allotted_threads,
+    frechet_distance,
+    gaussian_distance,
+    inception_score,
+)
 
 
 def moments_of(features: np.ndarray) -> Moments:
@@ -54,6 +64,44 @@ def test_mean_and_covariance_agree_with_numpy() -> None:
     moments = moments_of(features)
     np.testing.assert_allclose(moments.mean(), rounded.mean(axis=0), rtol=1e-13)
     np.testing.assert_allclose(moments.covariance(), np.cov(rounded, rowvar=False), rtol=1e-9, atol=1e-10)
+
+
+def test_covariance_divided_by_n_is_that_of_numpy_and_of_stylegan() -> None:
+    features = np.random.default_rng(1).integers(-50, 50, (300, 6)) / 16
+    moments = moments_of(features)
+    np.testing.assert_allclose(moments.covariance(0), np.cov(features, rowvar=False, ddof=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(moments.covariance(0) * 300 / 299, moments.covariance(), rtol=1e-14)
+
+
+def test_variances_are_correctly_rounded() -> None:
+    """A feature of mean 60 that changes by one unit once: all but 1 of 2^40 cancels."""
+    units = np.full((400, 2), round(60 / UNIT))
+    units[7, 0] += 1
+    moments = moments_of(units * UNIT)
+    truth = Fraction(399, 400 * 399) * Fraction(1, 2**32)
+    assert moments.variance().tolist() == [float(truth), 0.0]
+    assert np.diagonal(moments.covariance()).tolist() == [float(truth), 0.0]
+
+
+def test_sums_made_elsewhere_are_the_same_sums() -> None:
+    features = np.random.default_rng(1).standard_normal((90, 4))
+    units = np.rint(features / UNIT).astype(np.int64)
+    moments = moments_of(features[:30])
+    moments.add_sums(60, units[30:].sum(axis=0), units[30:].T @ units[30:])
+    whole = moments_of(features)
+    assert moments.count == whole.count == 90
+    np.testing.assert_array_equal(moments.total, whole.total)
+    np.testing.assert_array_equal(moments.gram, whole.gram)
+    rest = whole.without(moments_of(features[30:]))
+    np.testing.assert_array_equal(rest.gram, moments_of(features[:30]).gram)
+    assert rest.count == 30 and rest.covariance() == pytest.approx(moments_of(features[:30]).covariance(), abs=0)
+
+
+def test_sums_that_would_overflow_are_refused_and_change_nothing() -> None:
+    moments = moments_of(np.ones((3, 1)))
+    with pytest.raises(GantoolError, match="too large for exact sums"):
+        moments.add_sums(10**6, np.zeros(1, np.int64), np.full((1, 1), 2**62, np.int64))
+    assert moments.count == 3 and moments.gram.tolist() == [[3 * 2**32]]
 
 
 def test_a_constant_feature_has_no_variance_at_all() -> None:
@@ -152,6 +200,64 @@ def test_distance_to_a_constant_set_is_all_that_the_other_set_has() -> None:
     assert frechet_distance(constant, constant) == 0.0
 
 
+def crosses(radii: np.ndarray) -> np.ndarray:
+    """Rows +r and -r on each axis with a radius: mean 0, covariance diag(2 r^2) / (n - ddof)."""
+    axes = np.diag(radii)[radii > 0]
+    return np.concatenate([axes, -axes])
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("shared", [0, 5, 12])
+def test_vectors_fewer_than_dimensions_have_the_closed_form(ddof: int, shared: int) -> None:
+    """12 axes of 32 on one side and 14 or all on the other, some of them the same."""
+    rng = np.random.default_rng(shared)
+    a, b, full = np.zeros(32), np.zeros(32), rng.integers(1, 64, 32) / 8
+    a[:12], b[12 - shared : 26 - shared] = rng.integers(1, 64, 12) / 8, rng.integers(1, 64, 14) / 8
+    for second, rows_are_known in ((b, True), (b, False), (full, False)):
+        x, y = crosses(a), crosses(second)
+        spread = [np.sqrt(2 * r**2 / (2 * (r > 0).sum() - ddof)) for r in (a, second)]
+        truth = float(((spread[0] - spread[1]) ** 2).sum())
+        found = frechet_distance(moments_of(x), moments_of(y), ddof, x, y if rows_are_known else None)
+        assert found == pytest.approx(truth, rel=1e-12)
+        turned = frechet_distance(moments_of(y), moments_of(x), ddof, y if rows_are_known else None, x)
+        assert turned == pytest.approx(found, rel=1e-12)
+
+
+@pytest.mark.parametrize("num", [10, 38, 39, 40, 41, 42, 60])  # below, at and above the 40 dimensions
+@pytest.mark.parametrize("other", [25, 400])
+def test_all_routes_to_the_distance_agree(num: int, other: int) -> None:
+    rng = np.random.default_rng(num)
+    x = (rng.standard_normal((num, 40)) * rng.uniform(0.2, 3, 40)).astype(np.float32)
+    y = (rng.standard_normal((other, 40)) @ rng.standard_normal((40, 40)) / 6).astype(np.float32)
+    a, b = moments_of(x), moments_of(y)
+    found = frechet_distance(a, b)
+    for rows in ((x, None), (None, y), (x, y)):
+        assert frechet_distance(a, b, 1, *rows) == pytest.approx(found, rel=1e-10)
+        assert frechet_distance(b, a, 1, *reversed(rows)) == pytest.approx(found, rel=1e-10)
+    # tr (A B)^(1/2) by another way: the eigenvalues of A^(1/2) B A^(1/2), a hundredth as exact where A is singular.
+    rounded = [np.rint(rows.astype(np.float64) / UNIT) * UNIT for rows in (x, y)]
+    cov_x, cov_y = (np.cov(rows, rowvar=False) for rows in rounded)
+    values, vectors = np.linalg.eigh(cov_x)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    trace = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_y @ root), 0)).sum()
+    truth = ((rounded[0].mean(0) - rounded[1].mean(0)) ** 2).sum() + np.trace(cov_x + cov_y) - 2 * trace
+    assert found == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("num", [2, 30, 64])
+def test_few_vectors_are_at_distance_zero_from_themselves(num: int) -> None:
+    features = np.random.default_rng(num).standard_normal((num, 64)).astype(np.float32)
+    own = moments_of(features)
+    assert frechet_distance(own, own, 1, features, features) < 1e-9
+    assert frechet_distance(own, own, 1, features) < 1e-9
+
+
+def test_vectors_of_other_moments_are_not_taken() -> None:
+    features = np.random.default_rng(12).standard_normal((5, 8))
+    with pytest.raises(AssertionError, match="not the vectors"):
+        frechet_distance(moments_of(features), moments_of(-features), 1, -features)
+
+
 def test_one_image_has_no_covariance() -> None:
     one, many = moments_of(np.zeros((1, 2))), moments_of(np.eye(2))
     with pytest.raises(GantoolError, match="found 1 images, expected 2 or more"):
@@ -189,3 +295,48 @@ def test_inception_score_agrees_with_a_direct_computation() -> None:
 def test_inception_score_of_very_few_images_is_a_number(num: int) -> None:
     mean, deviation = inception_score(np.random.default_rng(11).standard_normal((num, 3)))
     assert 1 - 1e-12 <= mean < 3 and deviation >= 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "mask", "expected"),
+    [
+        ({}, 16, 1),  # nothing says that the machine is ours
+        ({}, 4, 4),
+        ({"OMP_NUM_THREADS": "3"}, 16, 3),
+        ({"SLURM_CPUS_PER_TASK": "6", "OMP_NUM_THREADS": "2"}, 16, 2),
+        ({"SLURM_CPUS_ON_NODE": "12", "SLURM_CPUS_PER_TASK": "64"}, 16, 8),
+        ({"SLURM_CPUS_PER_TASK": "32"}, 5, 5),
+        ({"OMP_NUM_THREADS": "4,2"}, 16, 1),
+    ],
+)
+def test_threads_are_those_that_were_allotted(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mask: int, expected: int
+) -> None:
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(mask)), raising=False)
+    assert allotted_threads() == expected
+
+
+def test_every_blas_is_kept_to_the_allotted_threads_during_the_distance_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    eigh = scipy.linalg.eigh
+
+    def watched(*arguments: object, **options: object) -> object:
+        seen.extend(pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas")
+        return eigh(*arguments, **options)
+
+    monkeypatch.setattr(scipy.linalg, "eigh", watched)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = threads()
+        gaussian_distance(np.zeros(3), np.eye(3), np.zeros(3), np.eye(3))
+        after = threads()
+    assert set(seen) == {1} and after == before

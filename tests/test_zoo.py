@@ -62,7 +62,7 @@ def small(name: str, folder: Path, *more: str) -> RunConfig:
 
 def trained(config: RunConfig, data: PackedDataset) -> Trainer:
     trainer = Trainer(
-        RunDirectory.create(config), config, data, Runtime(config.runtime), Interrupts(), Silent()
+        RunDirectory.create(config), config, data, Runtime(config.runtime), Interrupts(), Silent(), lambda *_: None
     )  # fmt: skip
     trainer.run_to_end()
     return trainer

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gantool.config.base import NAME_PATTERN, Duration, Model, Positive, Ramp, highest_of
+from gantool.config.evaluation import EvalConfig, eval_problems
 from gantool.config.networks import (
     ConvDiscriminator,
     ConvGenerator,
@@ -87,17 +88,6 @@ class DataConfig(Model):
     def image_channels(self) -> int:
         """Channels of the packed images, 1 or 3."""
         return self.channels or (self.known.channels if self.known else 3)
-
-
-class EvalConfig(Model):
-    """The scores of a run; stamped on each score, not part of the fingerprint."""
-
-    extractor: Literal["classifier", "inception"] = "classifier"
-    """Features: a small CNN trained on the real training set, or the FID Inception network (needs its weights)."""
-    metrics: Annotated[tuple[Literal["fid", "is"], ...], Field(strict=False, min_length=1)] = ("fid", "is")
-    """Which scores to compute."""
-    num: Annotated[int, Field(ge=2)] = 10_000
-    """Number of generated images."""
 
 
 class RuntimeConfig(Model):
@@ -223,6 +213,8 @@ def cross_field_problems(config: RunConfig) -> Problems:
         text = f"found {data.image_size}, expected a multiple of 4 from 4 to 1024"
         problems.append((("data.size",), text, "the networks start at about 4x4 pixels and double"))
     problems += _network_problems(config) + _objective_problems(config) + _output_problems(config.runtime)
+    if config.eval:
+        problems += eval_problems(config.eval, config.conditional)
     return problems
 
 
@@ -329,7 +321,7 @@ def _objective_problems(config: RunConfig) -> Problems:
     return problems
 
 
-_TAKEN = ("checkpoints", "snapshots", "scores", "code", "lock", "stopped", "cancelled", "tensorboard")
+_TAKEN = ("checkpoints", "snapshots", "scores", "code", "lock", "stopped", "cancelled", "tensorboard", "parts")
 
 
 def _output_problems(runtime: RuntimeConfig) -> Problems:

@@ -28,7 +28,7 @@ def image_names(path: Path) -> list[str]:
         names = set(_names_in_folder(path))
     elif zipfile.is_zipfile(path):
         with _reading_zip(path) as zipped:
-            names = {name for info in zipped.infolist() if (name := _image_name(info.filename, path))}
+            names = {name for info in zipped.infolist() if (name := image_name(info.filename, path))}
     elif is_tar(path):
         with reading_tar(path) as archive:
             names = {name for member in tar_members(archive) if (name := _checked_member_name(member, path))}
@@ -47,9 +47,9 @@ def read_images(path: Path, index_of: dict[str, int]) -> Iterator[tuple[int, str
     elif zipfile.is_zipfile(path):
         with _reading_zip(path) as zipped:
             for info in zipped.infolist():
-                index = index_of.get(_image_name(info.filename, path) or "")
+                index = index_of.get(image_name(info.filename, path) or "")
                 if index is not None:
-                    yield index, f"{path}: {info.filename}", _read_zip_member(zipped, info, path)
+                    yield index, f"{path}: {info.filename}", read_zip_member(zipped, info, path)
     else:
         with reading_tar(path) as archive:
             for member in tar_members(archive):
@@ -86,14 +86,14 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _checked_member_name(member: tarfile.TarInfo, path: Path) -> str | None:
-    name = _image_name(member.name, path)
+    name = image_name(member.name, path)
     if name and (member.islnk() or member.issym()):
         hint = "make the archive again with tar --dereference --hard-dereference"
         raise DataError(f"{path}: {member.name}: a link instead of an image", hint)
     return name if member.isfile() else None
 
 
-def _image_name(member: str, path: Path) -> str | None:
+def image_name(member: str, path: Path) -> str | None:
     """The member's name without leading slashes and dots; None when it is no image or hidden."""
     parts = [part for part in member.replace("\\", "/").split("/") if part not in ("", ".")]
     if ".." in parts:
@@ -130,7 +130,8 @@ def _reading_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         raise DataError(f"{path}: damaged archive ({error})", "get the file again") from error
 
 
-def _read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Payload:
+def read_zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Payload:
+    """The bytes of a member, or what keeps them from being read."""
     where = f"{path}: {info.filename}"
     if info.file_size > MAX_FILE_BYTES:
         return _too_large(where, info.file_size)

@@ -19,7 +19,7 @@ from gantool.data.archives import image_names, read_images
 from gantool.data.images import Source, splits_of
 from gantool.errors import DataError
 
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
     "val": "valid",
@@ -58,15 +58,15 @@ def image_kind(path: Path) -> str:
 
 def _by_split(names: list[str], path: Path) -> dict[str, list[tuple[str, str]]]:
     """For each split (name, the rest of the name below the split's folder), train first."""
-    rests = _without_common_folder(names, keep=_SPLIT_FOLDERS)
+    rests = without_common_folder(names, keep=SPLIT_FOLDERS)
     tops = {rest.split("/")[0] if "/" in rest else "" for rest in rests}
-    if not all(top.lower() in _SPLIT_FOLDERS for top in tops):
+    if not all(top.lower() in SPLIT_FOLDERS for top in tops):
         return {"train": list(zip(names, rests, strict=True))}
     splits: dict[str, list[tuple[str, str]]] = {"train": [], "valid": [], "test": []}
     folders: dict[str, str] = {}
     for name, rest in zip(names, rests, strict=True):
         top, _, below = rest.partition("/")
-        split = _SPLIT_FOLDERS[top.lower()]
+        split = SPLIT_FOLDERS[top.lower()]
         if folders.setdefault(split, top) != top:
             raise DataError(f"{path}: both {folders[split]} and {top} are the {split} split", "keep one of the two")
         splits[split].append((name, below))
@@ -94,7 +94,7 @@ def _class_names(splits: dict[str, list[tuple[str, str]]], path: Path) -> tuple[
     return tuple(sorted(found["train"]))
 
 
-def _without_common_folder(names: list[str], keep: dict[str, str]) -> list[str]:
+def without_common_folder(names: list[str], keep: dict[str, str]) -> list[str]:
     """`names` without the folders that all of them lie in, down to one called as in `keep`."""
     while True:
         tops = {name.split("/")[0] if "/" in name else "" for name in names}

@@ -30,7 +30,7 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 
 MAX_FILE_BYTES = 256 * 2**20
 # A file's name says nothing about its content, so no format is opened that would start other programs (EPS).
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 class UnreadableImage(DataError):
@@ -72,8 +72,8 @@ def to_square(payload: Payload, data: DataConfig, name: str) -> Pixels:
             return payload
         image = Image.fromarray(payload[..., 0] if payload.shape[-1] == 1 else payload)
     else:
-        image = _decode(_read_file(payload) if isinstance(payload, Path) else payload, name)
-    image = _in_mode(image, "L" if channels == 1 else "RGB")
+        image = decode(read_file(payload) if isinstance(payload, Path) else payload, name)
+    image = in_mode(image, "L" if channels == 1 else "RGB")
     return np.asarray(fit_square(image, size, data.fit)).reshape(size, size, channels)
 
 
@@ -101,7 +101,8 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; UnreadableImage when it cannot be read, or is too large to be a picture."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # reading a named pipe would wait forever
@@ -113,23 +114,24 @@ def _read_file(path: Path) -> bytes:
         raise UnreadableImage(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _decode(blob: bytes, name: str) -> Image.Image:
+def decode(blob: bytes, name: str) -> Image.Image:
     """The first frame of an encoded image, upright, opaque, in mode L or RGB."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(blob), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
         ImageOps.exif_transpose(image, in_place=True)
         return _opaque_8_bit(image)
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error.message}") from error
     except Exception as error:  # PIL's readers raise nearly anything on damaged files (struct.error, IndexError, ...)
-        raise UnreadableImage(f"{name}: not a readable image ({_reason(error, blob)})") from error
+        raise UnreadableImage(f"{name}: not a readable image ({reason_of(error, blob)})") from error
 
 
-def _reason(error: Exception, blob: bytes) -> str:
+def reason_of(error: Exception, blob: bytes) -> str:
+    """What is wrong with an encoded image, in words."""
     if not blob:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return f"its content is none of {', '.join(_FORMATS)}"
+        return f"its content is none of {', '.join(FORMATS)}"
     return str(error) or type(error).__name__
 
 
@@ -142,8 +144,9 @@ def _opaque_8_bit(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer: Any = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
-    return _in_mode(image, "L" if image.mode in ("1", "L") else "RGB")
+    return in_mode(image, "L" if image.mode in ("1", "L") else "RGB")
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode of Pillow."""
     return image if image.mode == mode else image.convert(mode)

@@ -27,28 +27,35 @@ def once(
     write: Callable[[Path, T], None],
     what: str,
     progress: Progress,
+    highest: Callable[[int], int] = int,
+    is_main: bool = True,
 ) -> T:
     """What `read(path)` finds; when that is None (no file, or a damaged one), what `make` computes and `write` keeps.
 
-    what: the thing in words. `write` must be atomic.
+    what: the thing in words. `write` must be atomic. Several ranks that call it together also give `highest` (the
+    highest of a number over the ranks) and who is the main one, which holds the lock and writes; all of them `make`.
     """
-    found = read(path)
+
+    def on_all() -> T | None:
+        found = read(path)
+        return found if not highest(int(found is None)) else None
+
+    found = on_all()
     if found is not None:
         return found
-    with _turn(path, what, progress):
-        found = read(path)
+    with _turn(path, what, progress) if is_main else contextlib.nullcontext():
+        highest(0)  # the others wait here for the lock
+        found = on_all()
         if found is not None:
             return found
-        if path.exists():
+        if is_main and path.exists():
             progress.say(f"{path}: damaged; {what} is computed again")
         made = make()
-        found = read(path)
-        if found is not None:
-            return found
-        try:
-            write(path, made)
-        except GantoolError as error:
-            progress.say(f"{what} is not kept: {error.message}")
+        if is_main and read(path) is None:
+            try:
+                write(path, made)
+            except GantoolError as error:
+                progress.say(f"{what} is not kept: {error.message}")
         return made
 
 

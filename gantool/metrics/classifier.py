@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -80,11 +81,7 @@ class Classifier(nn.Module):
 
 def open_classifier(data: PackedDataset, data_dir: Path, device: torch.device, progress: Progress) -> Extractor:
     """The extractor trained on `data`, from its file below `data_dir`, or trained now; UsageError without labels."""
-    if len(data.classes) < 2 or len(np.unique(_labelled(data, "train")[1])) < 2:
-        text = (
-            f"{data.title}: the extractor 'classifier' needs images of two or more classes, found {len(data.classes)}"
-        )
-        raise UsageError(text, "use the extractor 'inception', or pack a source with a folder for each class")
+    check_classes(data)
     path = data_dir / "metrics" / f"classifier-{data.digest[:16]}-{RECIPE}.safetensors"
     what = f"the classifier of {data.title}"
 
@@ -110,20 +107,31 @@ def open_classifier(data: PackedDataset, data_dir: Path, device: torch.device, p
         num_logits=len(data.classes),
         block=64,
         device=device,
-        network=_folded(_build(data, trained.state), device),
+        network=_folded(_build(data.images.shape[1:], len(data.classes), trained.state), device),
         notes=tuple(notes),
     )
 
 
-def _build(data: PackedDataset, state: dict[str, Tensor] | None = None) -> Classifier:
-    """The network for the images of `data`, with the weights `state`, or with the initial ones (He et al., 2015)."""
-    _, size, _, channels = data.images.shape
+def check_classes(data: PackedDataset) -> None:
+    """UsageError when there are not two classes of training images to tell apart."""
+    if len(data.classes) < 2 or len(np.unique(_labelled(data, "train")[1])) < 2:
+        text = (
+            f"{data.title}: the extractor 'classifier' needs images of two or more classes, found {len(data.classes)}"
+        )
+        raise UsageError(text, "use the extractor 'inception', or pack a source with a folder for each class")
+
+
+def _build(
+    shape: tuple[int, ...], num_classes: int, state: dict[str, Tensor] | None = None, seed: int = 0
+) -> Classifier:
+    """The network for images [H, W, C], with the weights `state`, or with the initial ones (He et al., 2015)."""
+    height, width, channels = shape
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the global generator
-        network = Classifier(channels, size, len(data.classes))
+        network = Classifier(channels, min(height, width), num_classes)
     if state is not None:
         network.load_state_dict(state)
         return network
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0
@@ -146,19 +154,40 @@ def _folded(network: Classifier, device: torch.device) -> Classifier:
 
 
 def _train(data: PackedDataset, device: torch.device, progress: Progress) -> Trained:
-    """Adam with a linearly falling rate, until the images are used up or the training set is solved."""
     images, labels = data.split("train")
+    what = f"training the classifier of {data.title}"
+    network = train_network(images.__getitem__, labels, images.shape[1:], len(data.classes), device, what, progress)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return Trained(state, *_accuracy(data, network, device))
+
+
+def train_network(
+    images: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]],
+    labels: npt.NDArray[np.int64],
+    shape: tuple[int, ...],
+    num_classes: int,
+    device: torch.device,
+    what: str,
+    progress: Progress,
+    seed: int = 0,
+) -> Classifier:
+    """A classifier trained by Adam with a linearly falling rate, until the images are used up or the set is solved.
+
+    images: indices -> uint8 [n, H, W, C]; labels: int64 [N], -1 for those that are left out; shape: [H, W, C]. `what`
+    is the work in words; `seed` names the initial weights and the order.
+    """
     usable = np.flatnonzero(labels >= 0)
     batch = min(BATCH, len(usable))
     end = max(1, min(MOST_IMAGES, max(FEWEST_IMAGES, EPOCHS * len(usable))) // batch)
-    network = _build(data).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network = _build(shape, num_classes, seed=seed)
+    network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE)
-    what, total, step = f"training the classifier of {data.title}", end * batch, 0
+    total, step = end * batch, 0
     losses = torch.zeros((), device=device)
     with exact_float32(), torch.enable_grad():
-        for indices in _batches_in_order(usable, batch):
+        for indices in _batches_in_order(usable, batch, seed):
             optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1.0, (step + 1) / WINDOW) * (end - step) / end
-            _, logits = network(torch.from_numpy(np.array(images[indices])).to(device))
+            _, logits = network(torch.from_numpy(np.array(images(indices))).to(device))
             loss = F.cross_entropy(logits, torch.from_numpy(labels[indices]).to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -173,15 +202,14 @@ def _train(data: PackedDataset, device: torch.device, progress: Progress) -> Tra
             if step >= end:
                 break
     progress.step(what, total, total)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return Trained(state, *_accuracy(data, network, device))
+    return network
 
 
-def _batches_in_order(usable: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+def _batches_in_order(usable: np.ndarray, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Indices of the batches, epoch after epoch without end; ascending in a batch, as the disk likes it."""
     epoch = 0
     while True:
-        order = usable[randomness.generator(0, "classifier", epoch).permutation(len(usable))]
+        order = usable[randomness.generator(seed, "classifier", epoch).permutation(len(usable))]
         for start in range(0, len(order) - batch + 1, batch):
             yield np.sort(order[start : start + batch])
         epoch += 1

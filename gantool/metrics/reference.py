@@ -1,4 +1,5 @@
-"""Statistics of the real images, computed once for each (data, split, number, extractor) and kept beside the data.
+"""The real images that scores are measured against, and their statistics: computed once for each (images, number,
+extractor) and kept beside the data.
 
 The name of the file is a digest of all that its numbers depend on, which it also carries inside. Damage shows: each
 array in an npz has a checksum.
@@ -8,85 +9,179 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from gantool import files
+from gantool.config.evaluation import EvalConfig
 from gantool.config.schema import digest_of
+from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.pack import PackedDataset
+from gantool.errors import UsageError
 from gantool.metrics.cache import once
-from gantool.metrics.features import Extractor, batches, collect
-from gantool.metrics.moments import Moments, Statistics
-from gantool.progress import Progress
+from gantool.metrics.collection import Work, collect
+from gantool.metrics.features import Extractor
+from gantool.metrics.moments import Moments
+from gantool.metrics.statistics import Need, Statistics
+from gantool.metrics.table import FEATURES, METRICS, need_of
 
-_FORMAT = 1
+_FORMAT = 2
 
 
-def real_statistics(
-    data: PackedDataset,
-    split: str,
-    num: int | None,
-    extractor: Extractor,
-    data_dir: Path,
-    progress: Progress,
-    keep_logits: bool = False,
-) -> Statistics:
-    """Statistics of `num` images spread evenly over a split (None, or more than there are: all of them)."""
-    images, _ = data.split(split)
-    num = len(images) if num is None else min(num, len(images))
-    # Evenly, not the first ones: a split may be in the order of its classes.
-    indices = np.arange(num, dtype=np.int64) * len(images) // num
-    key: dict[str, Any] = {
-        "format": _FORMAT,
-        "data": data.digest,
-        "split": split,
-        "num": num,
-        "extractor": extractor.digest,
-        "protocol": [extractor.protocol, extractor.logits_protocol],
-        "logits": keep_logits,
-    }
-    path = data_dir / "metrics" / f"{split}-{num}-{extractor.name}-{digest_of(key)}.npz"
-    what = f"features of {num} {split} images of {data.title}"
-    return once(
-        path,
-        read=lambda path: _read(path, key, num if keep_logits else 0, extractor),
-        make=lambda: collect(batches(images, indices), extractor, num, progress, what, keep_logits),
-        write=lambda path, statistics: _write(path, key, statistics),
-        what=f"the {what}",
-        progress=progress,
+class Reference(NamedTuple):
+    """The real images that scores are measured against."""
+
+    images: ImageSet  # all of them
+    data: PackedDataset | None  # the packed dataset they belong to
+    folder: Path  # of packed data; statistics are kept below it
+
+
+@dataclass
+class RealStatistics:
+    """All that scores need of the real images."""
+
+    train: Statistics  # of all of them; its rows (if any): of as many as are scored
+    rows_of: ImageSet  # the images of those rows
+    test: Statistics | None  # of as many test images as are scored; None without a test split
+    classes: dict[int, Statistics]  # of the training images, by class; {} if not asked for
+
+
+def gather(reference: Reference, extractor: Extractor, settings: EvalConfig, num: int, work: Work) -> RealStatistics:
+    """What scores of `num` images by `settings` need of the real ones, from their files or computed now.
+
+    UsageError when there are no test images and a metric needs them.
+    """
+    folder, metrics = reference.folder / "metrics", settings.metrics
+    spatial = Need(spatial="sfid" in metrics)
+    with_rows = "overfit" in metrics or any(name in METRICS and METRICS[name].rows for name in metrics)
+    rows_set = spread(reference.images, num)
+    if with_rows and rows_set.num == reference.images.num:
+        real = kept_statistics(reference.images, extractor, spatial | FEATURES, folder, work)
+    else:
+        real = kept_statistics(reference.images, extractor, spatial, folder, work)
+        if with_rows:
+            some = kept_statistics(rows_set, extractor, FEATURES, folder, work)
+            real.features, real.labels = some.features, some.labels
+    test, data = None, reference.data
+    if data is not None and "test" in data.splits and len(data.split("test")[0]) >= 2:
+        need = need_of(metrics) | Need(logits=True)
+        test = kept_statistics(packed_set(data, "test", num), extractor, need, folder, work)
+    elif "overfit" in metrics:
+        text = f"{reference.images.title}: there are no test images, which overfit compares with"
+        raise UsageError(text, "leave overfit out, or pack the data with a test folder")
+    classes = {}
+    if settings.per_class:
+        labels = reference.images.labels
+        assert labels is not None
+        for label in np.unique(labels[labels >= 0]).tolist():
+            classes[label] = kept_statistics(of_class(reference.images, label), extractor, Need(), folder, work)
+    return RealStatistics(real, rows_set, test, classes)
+
+
+def spread(images: ImageSet, num: int) -> ImageSet:
+    """`num` images spread evenly over a set (more than there are: all of them)."""
+    if num >= images.num:
+        return images
+    # Evenly, not the first ones: a set may be in the order of its classes.
+    return _chosen(images, np.arange(num, dtype=np.int64) * images.num // num, f"{num} spread", images.title)
+
+
+def of_class(images: ImageSet, label: int) -> ImageSet:
+    """The images with a label."""
+    assert images.labels is not None
+    name = images.classes[label] if images.classes else str(label)
+    return _chosen(images, np.flatnonzero(images.labels == label), f"class {label}", f"{images.title}:{name}")
+
+
+def _chosen(images: ImageSet, indices: np.ndarray, how: str, title: str) -> ImageSet:
+    def part(start: int, stop: int) -> torch.Tensor:
+        return torch.cat([images.part(int(i), int(i) + 1) for i in indices[start:stop]])
+
+    return ImageSet(
+        title=title,
+        digest=digest_of([images.digest, how]),
+        num=len(indices),
+        shape=images.shape,
+        part=part,
+        labels=None if images.labels is None else images.labels[indices],
+        classes=images.classes,
+        notes=images.notes,
     )
 
 
-def _write(path: Path, key: dict[str, Any], statistics: Statistics) -> None:
-    moments = statistics.moments
+def source(reference: Reference) -> str:
+    """Which images these are, for protocol strings: title:split:digest."""
+    title = reference.data.title + ":train" if reference.data else reference.images.title
+    digest = reference.data.digest if reference.data else reference.images.digest
+    return f"{title.replace('|', '/')}:{digest[:8]}"
+
+
+def kept_statistics(images: ImageSet, extractor: Extractor, need: Need, folder: Path, work: Work) -> Statistics:
+    """Statistics of real images, from their file in `folder` or computed now; on the ranks that computed nothing, when
+    they come from the file, read there too."""
+    need = Need(need.logits and extractor.num_logits > 0, need.features, need.spatial and extractor.spatial_dim > 0)
+    key: dict[str, Any] = {
+        "format": _FORMAT,
+        "images": images.digest,
+        "num": images.num,
+        "extractor": extractor.digest,
+        "protocol": [extractor.protocol, extractor.logits_protocol, extractor.spatial_protocol],
+        "need": [need.logits, need.features, need.spatial],
+    }
+    text = json.dumps(key, sort_keys=True)
+    name = f"{images.num}-{extractor.name.replace(':', '-')}-{digest_of(text)}"
+    what = f"features of {images.num} images of {images.title}"
+    return once(
+        folder / f"{name}.npz",
+        read=lambda path: _read(path, text, images, extractor, need),
+        make=lambda: collect(images, extractor, need, work.at(folder / "parts"), what),
+        write=lambda path, statistics: _write(path, text, statistics),
+        what=f"the {what}",
+        progress=work.progress,
+        highest=work.ranks.highest,
+        is_main=work.is_main,
+    )
+
+
+def _write(path: Path, key: str, statistics: Statistics) -> None:
+    arrays: dict[str, Any] = {"total": statistics.moments.total, "gram": statistics.moments.gram}
+    if statistics.spatial is not None:
+        arrays |= {"spatial_total": statistics.spatial.total, "spatial_gram": statistics.spatial.gram}
+    for name in ("logits", "features"):
+        if getattr(statistics, name) is not None:
+            arrays[name] = getattr(statistics, name)
     with files.atomic_file(path) as file:
-        np.savez(
-            file,
-            key=np.array(json.dumps(key, sort_keys=True)),
-            count=np.array(moments.count),
-            total=moments.total,
-            gram=moments.gram,
-            logits=statistics.logits,
-        )
+        np.savez(file, key=np.array(key), **arrays)
 
 
-def _read(path: Path, key: dict[str, Any], num_logits: int, extractor: Extractor) -> Statistics | None:
+def _read(path: Path, key: str, images: ImageSet, extractor: Extractor, need: Need) -> Statistics | None:
     """None when the file is not there, not whole, or not of this key."""
     try:
         with np.load(path, allow_pickle=False) as found:
-            if str(found["key"]) != json.dumps(key, sort_keys=True):
+            if str(found["key"]) != key:
                 return None
-            moments = Moments(int(found["count"]), found["total"], found["gram"])
-            statistics = Statistics(moments, found["logits"])
+            moments = Moments(images.num, found["total"], found["gram"])
+            spatial = Moments(images.num, found["spatial_total"], found["spatial_gram"]) if need.spatial else None
+            rows = {name: found[name] for name in ("logits", "features") if getattr(need, name)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    dim = extractor.feature_dim
-    whole = (
-        moments.count == key["num"]
-        and moments.total.shape == (dim,)
-        and moments.gram.shape == (dim, dim)
-        and statistics.logits.shape == (num_logits, extractor.num_logits)
+    dim, side = extractor.feature_dim, extractor.spatial_dim
+    shapes = [(moments.total, (dim,)), (moments.gram, (dim, dim))]
+    shapes += [(spatial.total, (side,)), (spatial.gram, (side, side))] if spatial else []
+    widths = {"logits": extractor.num_logits, "features": dim}
+    shapes += [(array, (images.num, widths[name])) for name, array in rows.items()]
+    if any(array.shape != shape for array, shape in shapes):
+        return None
+    return Statistics(
+        extractor.protocol,
+        moments,
+        rows.get("logits"),
+        rows.get("features"),
+        spatial,
+        images.labels,
+        extractor.ddof,
     )
-    return statistics if whole else None

@@ -1,0 +1,61 @@
+"""What can be written below `eval:`: the scores of a run. Stamped on each score, not part of a run's fingerprint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gantool.config.base import Duration, Model, Share
+
+MetricName = Literal["fid", "is", "kid", "precision_recall", "density_coverage", "sfid", "overfit", "classification"]
+ProtocolName = Literal["tf1", "pytorch-fid", "clean", "stylegan3"]
+EXTRACTOR_PATTERN = r"^(classifier|inception|efficientnet-lite0|torchvision:[a-z0-9_]+)$"
+
+
+class EvalConfig(Model):
+    """The scores of a run."""
+
+    extractor: Annotated[str, Field(pattern=EXTRACTOR_PATTERN)] = "classifier"
+    """Features: classifier (a small CNN trained on the real training set), inception (the FID network),
+    efficientnet-lite0 (an optional package with its weights), or torchvision:NAME; the last and inception need a
+    weights file."""
+    protocol: ProtocolName = "tf1"
+    """With inception, how FID is computed: tf1 (TTUR, torch-fidelity), pytorch-fid, clean (clean-fid), stylegan3."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the extractor; scores of different precisions cannot be compared."""
+    weights: str | None = None
+    """Weights file of the extractor, or the folder it is in; null: $GANTOOL_WEIGHTS and the usual caches."""
+    metrics: Annotated[tuple[MetricName, ...], Field(strict=False, min_length=1)] = ("fid", "is")
+    """Which scores to compute."""
+    num: Annotated[int, Field(ge=2)] = 10_000
+    """Number of generated images."""
+    per_class: bool = False
+    """Also FID and IS of each class."""
+    ci: bool = False
+    """Also the FID without its bias (estimated from halves) and a 95 % interval."""
+    every: Duration | None = None
+    """Score the generator during training too, at this interval; null: at the end only."""
+    budget: Share = 0.1
+    """Largest share of the training's time for scores; a score that would exceed it is left out."""
+
+    def identity(self) -> dict[str, object]:
+        """What decides which numbers come out, as plain data."""
+        return self.model_dump(mode="json", exclude={"every", "budget", "weights"})
+
+
+def eval_problems(settings: EvalConfig, has_classes: bool) -> list[tuple[tuple[str, ...], str, str]]:
+    """Combinations that cannot be scored, as (keys, what is wrong, what to do); has_classes: of the images."""
+    problems: list[tuple[tuple[str, ...], str, str]] = []
+    if settings.protocol != "tf1" and settings.extractor != "inception":
+        text = f"{settings.protocol} is a protocol of the Inception network, not of {settings.extractor}"
+        problems.append((("eval.protocol", "eval.extractor"), text, "set the extractor to inception, or leave it out"))
+    if "sfid" in settings.metrics and settings.extractor != "inception":
+        text = f"sfid is defined for the Inception network, not for {settings.extractor}"
+        problems.append((("eval.metrics", "eval.extractor"), text, "set the extractor to inception, or leave sfid out"))
+    for key, wanted in (("per_class", settings.per_class), ("metrics", "classification" in settings.metrics)):
+        if wanted and not has_classes:
+            what = "scores of each class need" if key == "per_class" else "classification needs"
+            text = f"{what} images with classes, and these networks are not class-conditional"
+            problems.append(((f"eval.{key}",), text, "leave it out, or take class-conditional networks"))
+    return problems

@@ -1,0 +1,165 @@
+"""The metrics by the name they have in a config: what each needs, its values, and the protocol that goes with them.
+
+A metric is a function of statistics, those of the scored images and those of the reference. `overfit` also needs those
+of real images that were not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gantool.errors import GantoolError
+from gantool.metrics import kernel, neighbours
+from gantool.metrics.moments import Moments, frechet_distance, inception_score
+from gantool.metrics.statistics import FloatRows, Need, Statistics, distance
+
+SPLITS = 10
+SHUFFLE_SEED = 2020
+RADIUS_NEIGHBOUR = 3  # precision and recall; Kynkaanniemi et al., 2019
+DENSITY_NEIGHBOUR = 5  # density and coverage; Naeem et al., 2020
+SUBSETS, SUBSET_SIZE = 100, 1000  # KID as torch-fidelity computes it
+
+
+class Facts(NamedTuple):
+    """What the protocol strings are made of."""
+
+    features: str  # Extractor.protocol
+    logits: str  # Extractor.logits_protocol
+    spatial: str  # Extractor.spatial_protocol
+    num: int  # images that are scored
+    num_reference: int  # images in the moments of the reference
+    num_rows: int  # images of the reference whose features were kept
+    reference: str  # title:split:digest
+    ddof: int
+
+    def tail(self, num_reference: int) -> str:
+        """The counts and the reference."""
+        return f"n={self.num}/{num_reference}|ref={self.reference}"
+
+
+class Metric(NamedTuple):
+    """`need`: of the scored images; `rows`: whether features of the reference are needed one by one."""
+
+    need: Need
+    rows: bool
+    values: Callable[[Statistics, Statistics, torch.device], dict[str, float]]
+    protocol: Callable[[Facts], str]
+
+
+def _fid(scored: Statistics, reference: Statistics, _: torch.device) -> dict[str, float]:
+    return {"fid": distance(scored, reference)}
+
+
+def _sfid(scored: Statistics, reference: Statistics, _: torch.device) -> dict[str, float]:
+    assert scored.spatial is not None and reference.spatial is not None
+    return {"sfid": frechet_distance(scored.spatial, reference.spatial, scored.ddof)}
+
+
+def _inception_score(scored: Statistics, _: Statistics, __: torch.device) -> dict[str, float]:
+    if scored.logits is None:
+        raise GantoolError("this extractor has no logits, which the inception score is made of", "leave `is` out")
+    mean, deviation = inception_score(scored.logits, SPLITS, SHUFFLE_SEED)
+    return {"is": mean, "is_std": deviation}
+
+
+def _kid(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
+    a, b = _rows(scored, device), _rows(reference, device)
+    subsets, whole = kernel.kid_subsets(a, b, SUBSETS, SUBSET_SIZE, SHUFFLE_SEED), kernel.kid_unbiased(a, b)
+    return {
+        "kid": subsets.mean,
+        "kid_std": subsets.deviation,
+        "kid_full": whole.value,
+        "kid_full_error": whole.standard_error,
+    }
+
+
+def _precision_recall(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
+    found = neighbours.precision_recall(_rows(scored, device), _rows(reference, device), RADIUS_NEIGHBOUR)
+    return dict(zip(("precision", "recall"), found, strict=True))
+
+
+def _density_coverage(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
+    found = neighbours.density_coverage(_rows(scored, device), _rows(reference, device), DENSITY_NEIGHBOUR)
+    return dict(zip(("density", "coverage"), found, strict=True))
+
+
+def _kid_protocol(f: Facts) -> str:
+    size = min(f.num, f.num_rows, SUBSET_SIZE)
+    return f"kid|{f.features}|{f.tail(f.num_rows)}|poly3|subsets={SUBSETS}x{size}|seed={SHUFFLE_SEED}|fp64"
+
+
+FEATURES = Need(features=True)
+METRICS: dict[str, Metric] = {
+    "fid": Metric(Need(), False, _fid, lambda f: f"fid|{f.features}|{f.tail(f.num_reference)}|ddof{f.ddof}"),
+    "is": Metric(
+        Need(logits=True),
+        False,
+        _inception_score,
+        lambda f: f"is|{f.logits}|n={f.num}|splits={min(SPLITS, f.num)}|shuffle={SHUFFLE_SEED}",
+    ),
+    "kid": Metric(FEATURES, True, _kid, _kid_protocol),
+    "precision_recall": Metric(
+        FEATURES, True, _precision_recall, lambda f: f"pr|{f.features}|{f.tail(f.num_rows)}|k={RADIUS_NEIGHBOUR}"
+    ),
+    "density_coverage": Metric(
+        FEATURES, True, _density_coverage, lambda f: f"dc|{f.features}|{f.tail(f.num_rows)}|k={DENSITY_NEIGHBOUR}"
+    ),
+    "sfid": Metric(
+        Need(spatial=True), False, _sfid, lambda f: f"sfid|{f.spatial}|{f.tail(f.num_reference)}|ddof{f.ddof}"
+    ),
+}
+
+
+def need_of(metrics: Iterable[str]) -> Need:
+    """What the metrics need of the scored images."""
+    need = Need()
+    for name in metrics:
+        need |= METRICS[name].need if name in METRICS else FEATURES if name == "overfit" else Need()
+    return need
+
+
+def overfit(scored: Statistics, train: Statistics, test: Statistics, device: torch.device) -> dict[str, float]:
+    """Signs of memory: FID to training and to test images from equal numbers of them, the FID between those two, and
+    AuthPct (Alaa et al., 2022), the percentage of images that are no near copies of training images."""
+    rows = [side.features for side in (scored, train, test)]
+    assert all(part is not None for part in rows)
+    num = min(len(part) for part in rows if part is not None)
+    parts = [part[np.arange(num) * len(part) // num] for part in rows if part is not None]
+    moments = [_moments(part) for part in parts]
+
+    def fid(a: int, b: int) -> float:
+        return frechet_distance(moments[a], moments[b], scored.ddof, parts[a], parts[b])
+
+    authentic = neighbours.authenticity(_rows(scored, device), _rows(train, device))
+    values = {"fid_to_train": fid(0, 1), "fid_to_test": fid(0, 2), "fid_train_to_test": fid(1, 2)}
+    return values | {"authpct": 100.0 * authentic}
+
+
+def overfit_protocol(facts: Facts, num_equal: int) -> str:
+    """The protocol of `overfit`'s values."""
+    return f"overfit|{facts.features}|n={num_equal} each|authpct={facts.num}/{facts.num_rows}|ref={facts.reference}"
+
+
+def _moments(rows: FloatRows) -> Moments:
+    moments = Moments.empty(rows.shape[1])
+    moments.add(rows)
+    return moments
+
+
+def class_moments(statistics: Statistics, label: int) -> Statistics:
+    """The statistics of the images of one class, from the rows that were kept."""
+    assert statistics.features is not None and statistics.labels is not None
+    chosen = np.flatnonzero(statistics.labels == label)
+    rows = statistics.features[chosen]
+    logits = statistics.logits[chosen] if statistics.logits is not None else None
+    return Statistics(statistics.protocol, _moments(rows), logits, rows, ddof=statistics.ddof)
+
+
+def _rows(statistics: Statistics, device: torch.device) -> Tensor:
+    assert statistics.features is not None
+    return torch.from_numpy(statistics.features).to(device)
