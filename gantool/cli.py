@@ -55,6 +55,10 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an old locale must not cost a table
+    if "GANTOOL_LAUNCHER" in os.environ:
+        from gantool.launch import follow
+
+        follow(int(os.environ["GANTOOL_LAUNCHER"]))
     app()
 
 
@@ -104,7 +108,8 @@ def _verb(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None
 def _run_guarded(call: Callable[[], int | None]) -> int:
     try:
         # SIGTERM unwinds like Ctrl-C, so that temporary files are removed.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.default_int_handler)
         code = call() or EXIT_DONE
         sys.stdout.flush()
         return code
@@ -117,7 +122,8 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
             _complain("interrupted", stop.message, stop.hint)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        _complain("interrupted", "stopped by a signal", "run the same command again to go on")
+        if os.environ.get("RANK", "0") == "0":
+            _complain("interrupted", "stopped by a signal", "run the same command again to go on")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `gantool status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -354,8 +360,8 @@ def evaluate(
     from gantool.start import world_size
 
     _choose("--format", form, tables.FORMATS)
-    if out is not None and out.suffix.lower() not in tables.ENDINGS:
-        raise UsageError(f"--out: found {out.name!r}, expected a name ending in {', '.join(tables.ENDINGS)}")
+    if out is not None:
+        tables.check_out(out)
     _check_device(device)
     asked = scoring.Asked(
         scoring.changes_of(extractor, protocol, precision, num, metrics, per_class, ci),
@@ -374,21 +380,23 @@ def evaluate(
         raise UsageError("--reference goes with --images", "snapshots are scored against the data they were trained on")
     if images and num is not None:
         raise UsageError("--num has no effect with --images, all of them are scored", "leave it out")
-    snapshots = scoring.snapshots_of(wanted)
+    snapshots, without = scoring.snapshots_of(wanted)
     if nproc > 1 and world_size() == 1:
         from gantool.launch import launch
 
         return launch(nproc, sys.argv[1:])
     with _progress() as progress:
         ranks, where = _eval_ranks(device)
+        for text in without:
+            progress.say(text)
         if images:
             assert against is not None
-            scores = scoring.score_images(images, against, asked, where, ranks, progress)
+            scores, complete = scoring.score_images(images, against, asked, where, ranks, progress, out)
         else:
-            scores = scoring.score_snapshots(snapshots, asked, where, ranks, progress)
-    if ranks.rank == 0:
+            scores, complete = scoring.score_snapshots(snapshots, asked, where, ranks, progress)
+    if ranks.rank == 0 and scores:
         tables.print_scores(scores, form, out)
-    return None
+    return EXIT_DONE if complete else EXIT_FAILED
 
 
 def _eval_ranks(device: str | None) -> tuple[Any, Any]:

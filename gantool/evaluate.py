@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from gantool.config.evaluation import EvalConfig, eval_problems
 from gantool.config.schema import DataConfig
 from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.pack import PackedDataset, check_digest, ensure_packed
-from gantool.errors import GantoolError, UsageError
+from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.metrics import classification, intervals, table
 from gantool.metrics.classifier import check_classes, open_classifier
 from gantool.metrics.collection import Work, collect
@@ -70,16 +71,19 @@ def evaluate(
     work: Work,
     weights: Path | None = None,
     allow_unknown_weights: bool = False,
+    data: PackedDataset | None = None,
 ) -> Evaluation | None:
     """Score images 0..num-1 of the sample `seed` of a snapshot, on the device of its generator; None on ranks > 0.
 
-    weights: of the extractor (see `metrics.inception.find_weights`), instead of those of the settings. UsageError when
+    weights: of the extractor (see `metrics.weights.find`), instead of those of the settings. data: the packed data, if
+    they are open and checked already. UsageError when
     the packed data are not those of the snapshot, or the extractor cannot be had; GantoolError when the generator's
     numbers are not finite; InterruptedRun when `work.stop()` says so.
     """
     began = time.monotonic()
-    data = ensure_packed(snapshot.config.data, data_dir, work.progress)
-    check_digest(data)
+    if data is None:
+        data = ensure_packed(snapshot.config.data, data_dir, work.progress)
+        check_digest(data)
     _check(snapshot, data)
     _refuse(settings, snapshot.num_classes > 0)
     device = next(snapshot.generator.parameters()).device
@@ -141,15 +145,14 @@ def ready(settings: EvalConfig, data: PackedDataset, data_dir: Path, device: tor
 
     With scores in training all is made ready for them, so that their times are those of scores alone.
     """
+    reference = Reference(packed_set(data, "train", None), data, data_dir)
+    _with_labels_of(reference.images, reference, settings)
     if settings.every:
         _stage(data, settings, data_dir, device, work)
     elif settings.extractor == "classifier":
         check_classes(data)
     else:
-        _open(settings, Reference(packed_set(data, "train", None), data, data_dir), device, work, None, False)
-    if "overfit" in settings.metrics and "test" not in data.splits:
-        text = f"{data.title}: there are no test images, which the metric overfit compares with"
-        raise UsageError(text, "leave overfit out of eval.metrics, or pack the data with a test folder")
+        _open(settings, reference, device, work, None, False)
 
 
 def _refuse(settings: EvalConfig, has_classes: bool) -> None:
@@ -172,35 +175,48 @@ def _open(
         precision=settings.precision,
         progress=work.progress,
     )
-    return open_extractor(settings.extractor, setting)
+    extractor = open_extractor(settings.extractor, setting)
+    number, highest = int(extractor.digest[:8], 16), work.ranks.highest
+    if highest(number) != -highest(-number):
+        text = f"ranks have different weights of the extractor {extractor.name}"
+        raise GantoolError(text, "make the folder of the data writable, or let gantool prepare make them ready once")
+    return extractor
 
 
 def _score(
     subject: _Subject, reference: Reference, extractor: Extractor, settings: EvalConfig, work: Work, began: float
 ) -> Evaluation | None:
-    images = subject.images
-    if settings.per_class and tuple(images.classes) != tuple(reference.images.classes):
-        text = f"the classes of {images.title} are not those of {reference.images.title}"
-        raise UsageError(text, "give both the same class folders, or leave --per-class out")
+    images = _with_labels_of(subject.images, reference, settings)
     real = gather(reference, extractor, settings, images.num, work)
-    need = table.need_of(settings.metrics) | Need(features=settings.per_class or settings.ci)
-    need |= Need(features=images.num <= extractor.feature_dim)  # few rows allow the exact distance
-    scored = collect(images, extractor, need, work, "features of the generated images")
+    few = images.num <= extractor.feature_dim  # rows allow the exact distance then
+    need = table.need_of(settings.metrics) | Need(features=settings.per_class or settings.ci or few)
+    need |= Need(logits="classification" in settings.metrics and extractor.name == "classifier")
+    scored = collect(images, extractor, need, work, f"features of {images.title}")
     recognised = None
     if "classification" in settings.metrics:
-        recognised = _recognise(images, reference, extractor, scored, work)
+        recognised = _seen_by_classifier(images, reference, extractor, scored, work)
     if not work.is_main:
         return None
-    values, protocol = _values(scored, real.train, extractor, settings, source(reference))
-    yardstick = _values(real.test, real.train, extractor, settings, source(reference)) if real.test else None
+    values, protocol = _values(scored, real.train, extractor, settings, source(reference), work)
+    yardstick, unmeasured = None, list[str]()
+    if real.test:
+        yardstick = _values(real.test, real.train, extractor, settings, source(reference), work, unmeasured)
     per_class = {name: dict(row) for name, row in subject.per_class.items()}
     _add_special(values, protocol, per_class, scored, real, reference, extractor, settings, work.progress)
     if recognised is not None:
-        _classify(values, protocol, per_class, recognised, subject, reference, extractor, work)
+        assert recognised.logits is not None and reference.data is not None
+        found = classification.both_ways(
+            images, recognised.logits, recognised.protocol, reference.data, extractor.device, work.progress
+        )
+        values |= {"accuracy_classifier": found.accuracy, "cas": found.cas.accuracy}
+        protocol["classification"] = f"classification|{found.protocol}"
+        for label, name in enumerate(found.classes):
+            row = {"accuracy_classifier": found.per_class[label], "cas": found.cas.per_class[label]}
+            per_class.setdefault(name, {}).update({key: value for key, value in row.items() if value is not None})
     for key in ("accuracy_real", "accuracy_fake"):
-        found = [row[key] for row in per_class.values() if key in row]
-        if found:
-            values[key] = round(sum(found) / len(found), 6)
+        shares = [row[key] for row in per_class.values() if key in row]
+        if shares:
+            values[key] = round(sum(shares) / len(shares), 6)
     score = Score(
         snapshot=subject.path,
         snapshot_digest=subject.digest,
@@ -218,7 +234,11 @@ def _score(
         real_protocol=yardstick[1] if yardstick else None,
         per_class=per_class,
         accuracy_protocol=subject.accuracy_protocol,
-        warnings=tuple(_warnings(images, scored, real, reference, extractor, settings)),
+        warnings=(
+            *_warnings(images, subject.step is not None, scored, real, reference, extractor, settings),
+            *unmeasured,
+        ),
+        settings=settings.identity(),
         versions=_versions(),
         device=extractor.device.type,
         num_ranks=work.ranks.num_ranks,
@@ -227,21 +247,38 @@ def _score(
     shown = None
     if "overfit" in settings.metrics:
         assert scored.features is not None and real.train.features is not None
-        shown = picture_of_nearest(images, scored.features, real.rows_of, real.train.features, extractor.device)
+        shown = picture_of_nearest(images, scored.features, reference.images, real.train.features, extractor.device)
     return Evaluation(score, shown)
 
 
 def _values(
-    scored: Statistics, real: Statistics, extractor: Extractor, settings: EvalConfig, source: str
+    scored: Statistics,
+    real: Statistics,
+    extractor: Extractor,
+    settings: EvalConfig,
+    source: str,
+    work: Work,
+    problems: list[str] | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """(values, protocols) of the metrics that are functions of two statistics."""
+    """(values, protocols) of the metrics that are functions of two statistics; InterruptedRun between two of them.
+    What cannot be computed is an error, or, with a list of `problems`, left out and added there."""
     facts = _facts(scored, real, extractor, source)
     values: dict[str, float] = {}
     protocol: dict[str, str] = {}
-    for name in settings.metrics:
-        if name in table.METRICS:
+    wanted = [name for name in settings.metrics if name in table.METRICS]
+    for done, name in enumerate(wanted):
+        work.progress.step("scores from features", done, len(wanted), name)
+        if work.stop():
+            raise InterruptedRun("stopped between two metrics", "run the same command again to go on")
+        try:
             values |= table.METRICS[name].values(scored, real, extractor.device)
-            protocol[name] = table.METRICS[name].protocol(facts)
+        except GantoolError as error:
+            if problems is None:
+                raise
+            problems.append(f"no {name} of the real test images: {error.message}")
+            continue
+        protocol[name] = table.METRICS[name].protocol(facts)
+    work.progress.step("scores from features", len(wanted), len(wanted))
     return values, protocol
 
 
@@ -261,67 +298,70 @@ def _add_special(
     if "overfit" in settings.metrics:
         assert real.test is not None
         values |= table.overfit(scored, real.train, real.test, extractor.device)
-        protocol["overfit"] = table.overfit_protocol(facts, min(scored.count, facts.num_rows, real.test.count))
+        protocol["overfit"] = table.overfit_protocol(facts, min(facts.num_equal, real.test.count))
     if settings.ci and "fid" in settings.metrics:
         assert scored.features is not None
-        sides = scored.features, real.train.moments, scored.ddof, real.train.rows()
+        sides = scored.features, real.train.moments, scored.ddof, real.train.features
         values["fid_debiased"] = intervals.debiased_fid(*sides, values["fid"])
         found = intervals.fid_interval(*sides, values["fid"], progress=progress)
         values |= {"fid_low": found.low, "fid_high": found.high}
-        protocol["ci"] = "ci|half-samples|jackknife=20|95%"
+        protocol["ci"] = f"ci|{facts.features}|{facts.tail(facts.num_reference)}|halves|jackknife=20|95%|seed=2020"
     if settings.per_class:
-        names = [str(name) for name in reference.images.classes]
-        for label, whole in real.classes.items():
-            part = table.class_moments(scored, label)
+        names = _class_names(reference.images)
+        for label in range(len(names)):  # one after the other: a Gram matrix of 2,048 features has 34 MB
+            part, whole = table.class_moments(scored, label), table.class_moments(real.train, label)
             row = per_class.setdefault(names[label], {})
+            row["num"] = part.count
             if part.count >= 2 and whole.count >= 2:
                 row["fid"] = distance(part, whole)
             if part.logits is not None and part.count and "is" in settings.metrics:
                 row["is"] = inception_score(part.logits, 1, None)[0]
-        protocol["per_class"] = f"per-class|{extractor.protocol}|fid and is of each class|splits=1|ddof{scored.ddof}"
+        tail = facts.tail(facts.num_reference)
+        protocol["per_class"] = f"per-class|{facts.features}|{tail} in all classes|ddof{scored.ddof}|splits=1"
 
 
-def _classify(
-    values: dict[str, float],
-    protocol: dict[str, str],
-    per_class: dict[str, dict[str, float]],
-    recognised: Statistics,
-    subject: _Subject,
-    reference: Reference,
-    extractor: Extractor,
-    work: Work,
-) -> None:
-    """Do classes look like themselves? A classifier of real images on the scored ones, and the other way round."""
-    assert recognised.logits is not None and subject.images.labels is not None and reference.data is not None
-    names = [str(name) for name in reference.data.classes]
-    found = classification.classifier_accuracy(recognised.logits, subject.images.labels, len(names))
-    values["accuracy_classifier"], by_class = found
-    split = "test" if "test" in reference.data.splits else "train"
-    test = packed_set(reference.data, split, 10_000)
-    cas = classification.classification_accuracy_score(subject.images, test, extractor.device, 0, work.progress)
-    values["cas"] = cas.accuracy
-    for label, name in enumerate(names):
-        row = per_class.setdefault(name, {})
-        for key, value in (("accuracy_classifier", by_class[label]), ("cas", cas.per_class[label])):
-            if value is not None:
-                row[key] = value
-    protocol["classification"] = f"{recognised.protocol}|n={recognised.count}; {cas.protocol}"
+def _with_labels_of(images: ImageSet, reference: Reference, settings: EvalConfig) -> ImageSet:
+    """The images with labels in the numbers of the reference's classes, where they are needed; what cannot be scored is
+    refused here, before any work: UsageError, DataError."""
+    if "classification" in settings.metrics and reference.data is None:
+        text = f"classification needs a packed dataset to train a classifier on, {reference.images.title} is none"
+        raise UsageError(text, "give the config of the data as --reference, or leave classification out")
+    if "overfit" in settings.metrics and (reference.data is None or "test" not in reference.data.splits):
+        text = f"{reference.images.title}: there are no test images, which the metric overfit compares with"
+        raise UsageError(text, "leave overfit out, or pack the data with a test folder")
+    if not settings.per_class and "classification" not in settings.metrics:
+        return images
+    names = _class_names(reference.images)
+    if len(names) < 2:
+        text = f"{reference.images.title}: found {len(names)} classes, expected 2 or more for scores of each class"
+        raise UsageError(text, "leave per_class and classification out")
+    if "classification" in settings.metrics and reference.data is not None:
+        check_classes(reference.data)
+    labels = classification.labels_among(images, reference.images.classes, len(names))
+    return replace(images, labels=labels)
 
 
-def _recognise(
+def _class_names(images: ImageSet) -> list[str]:
+    """Names of the classes, numbers where they have none."""
+    if images.classes or images.labels is None:
+        return [str(name) for name in images.classes]
+    return [str(label) for label in range(int(images.labels.max()) + 1)]
+
+
+def _seen_by_classifier(
     images: ImageSet, reference: Reference, extractor: Extractor, scored: Statistics, work: Work
 ) -> Statistics:
-    if reference.data is None or tuple(images.classes) != tuple(map(str, reference.data.classes)):
-        text = f"classification needs images with the classes of the reference; {images.title} has others"
-        raise UsageError(text, "leave classification out, or score against the dataset they imitate")
+    """The scored images as the classifier of the reference sees them."""
     if extractor.name == "classifier" and scored.logits is not None:
         return scored
+    assert reference.data is not None
     classifier = open_classifier(reference.data, reference.folder, extractor.device, work.progress)
     return collect(images, classifier, Need(logits=True), work, "what the classifier sees")
 
 
 def _warnings(
     images: ImageSet,
+    generated: bool,
     scored: Statistics,
     real: RealStatistics,
     reference: Reference,
@@ -338,25 +378,36 @@ def _warnings(
                 f"; more than {extractor.feature_dim} are needed for the covariance of {extractor.feature_dim} features"
             )
         warnings.append(text)
-    if "kid" in settings.metrics and min(images.num, real.rows_of.num) < table.SUBSET_SIZE:
-        size = min(images.num, real.rows_of.num)
+    if real.test is not None and real.test.count != images.num:
+        text = f"the scores of real images are those of all {real.test.count} test images, not of {images.num}"
+        warnings.append(text)
+    size = min(images.num, real.train.count)
+    if "kid" in settings.metrics and size < table.SUBSET_SIZE:
         warnings.append(f"KID from subsets of {size} images, {table.SUBSET_SIZE} is usual")
-    if images.labels is not None and reference.data is not None and _unbalanced(reference.data):
+    if settings.per_class and images.labels is not None:
+        least = min(int((images.labels == label).sum()) for label in set(images.labels[images.labels >= 0].tolist()))
+        if least <= extractor.feature_dim:
+            text = (
+                f"FID of a class: {least} images in the smallest one, more than {extractor.feature_dim} are needed for"
+            )
+            warnings.append(f"{text} the covariance of {extractor.feature_dim} features: compare equal numbers only")
+    if generated and images.labels is not None and reference.data is not None and _unbalanced(reference.data):
         warnings.append("the training images are not evenly spread over the classes, the generated ones are")
     return warnings
 
 
 def _facts(scored: Statistics, real: Statistics, extractor: Extractor, source: str) -> table.Facts:
-    num_rows = 0 if real.features is None else len(real.features)
     protocols = extractor.protocol, extractor.logits_protocol, extractor.spatial_protocol
-    return table.Facts(*protocols, scored.count, real.count, num_rows, source, extractor.ddof)
+    return table.Facts(*protocols, scored.count, real.count, min(scored.count, real.count), source, extractor.ddof)
 
 
 def _versions() -> dict[str, str]:
     return {
         "gantool": gantool.__version__,
         "torch": torch.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
+        "scipy": version("scipy"),
         "python": platform.python_version(),
     }
 

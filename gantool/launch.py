@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import FrameType
 
@@ -59,9 +60,20 @@ def launch(num_ranks: int, arguments: list[str]) -> int:
     return EXIT_INTERRUPTED if EXIT_INTERRUPTED in codes else EXIT_DONE
 
 
+def follow(launcher: int) -> None:
+    """In a rank: leave as on SIGTERM when the launcher is gone without a word (kill -9)."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GANTOOL_LAUNCHER": os.getpid()}
     return os.environ | {key: str(value) for key, value in (world | place).items()}
 
 

@@ -275,7 +275,8 @@ def to_latex(rows: Sequence[dict[str, Any]]) -> str:
     """Mappings as a LaTeX tabular with booktabs rules; protocols and warnings become comments below it."""
     apart = ("protocol", "warnings")
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in apart]
-    numeric = [all(isinstance(row.get(key), (int, float, type(None))) for row in rows) for key in keys]
+    numeric = [all(str(row.get(key, "-")).lstrip("-")[:1].isdigit() or row.get(key) in (None, "-") for row in rows)
+               for key in keys]  # fmt: skip
     lines = [f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", "\\toprule"]
     lines += [" & ".join(_latex(key) for key in keys) + " \\\\", "\\midrule"]
     for row in rows:
@@ -289,7 +290,7 @@ def to_latex(rows: Sequence[dict[str, Any]]) -> str:
 
 def _latex(text: str) -> str:
     """Text with TeX's special characters escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 

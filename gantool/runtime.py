@@ -77,14 +77,17 @@ class Runtime:
 
     def on_main(self, work: Callable[[], None]) -> None:
         """Do `work` on rank 0 while the others wait; when it fails there, all ranks raise."""
+        self.on_all(work if self.is_main else lambda: None)
+
+    def on_all(self, work: Callable[[], None]) -> None:
+        """Do `work` on all ranks; when it fails on one, all raise, so that none waits for it in vain."""
         failure: Exception | None = None
-        if self.is_main:
-            try:
-                work()
-            except Exception as error:
-                failure = error
+        try:
+            work()
+        except Exception as error:
+            failure = error
         if self.highest(int(failure is not None)):
-            raise failure or GantoolError("rank 0 failed", "its message says why")
+            raise failure or GantoolError("another rank failed", "its message says why")
 
     def start_tracking(self, name: str, config: dict[str, Any]) -> None:
         """Open the trackers of the config, if any, on rank 0."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -33,34 +34,52 @@ class Asked:
     data_dir: Path | None = None
 
 
-def snapshots_of(paths: list[Path]) -> list[Path]:
+def snapshots_of(paths: list[Path]) -> tuple[list[Path], list[str]]:
     """The snapshot files that paths mean: a file itself; of a run its best (if scored) and its last; a quoted glob all
-    that it matches. UsageError when a path means none."""
+    that it matches. Second, what a glob matches that has none, in words. UsageError when a path means none."""
     found: list[Path] = []
+    without: list[str] = []
     for path in paths:
         matches = [path]
-        if not path.exists() and glob.has_magic(str(path)):
+        is_glob = not path.exists() and glob.has_magic(str(path))
+        if is_glob:
             matches = sorted(Path(name) for name in glob.glob(str(path)))  # noqa: PTH207 (absolute patterns)
             if not matches:
                 raise UsageError(f"{path}: nothing matches", "give run directories or snapshot files")
-        for match in matches:
+        for match in (match.absolute() for match in matches):
             best = best_score(match) if match.is_dir() else None
             if best is not None:
                 found.append(match / "snapshots" / Path(best.snapshot).name)
-            found.append(find_snapshot(match))
-    return list(dict.fromkeys(found))
+            try:
+                found.append(find_snapshot(match))
+            except UsageError as error:
+                if not is_glob:
+                    raise
+                without.append(f"passed over: {error.message}")
+    return [_short(path) for path in dict.fromkeys(found)], without
+
+
+def _short(path: Path) -> Path:
+    """Relative to the working directory where that is shorter; with its folders, which say whose snapshot it is."""
+    try:
+        relative = path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+    return relative if len(relative.parts) > 2 else path
 
 
 def score_snapshots(
     paths: list[Path], asked: Asked, device: torch.device, ranks: Ranks, progress: Progress
-) -> list[Score]:
-    """Score snapshots one after the other; scores of runs are kept below them. Empty on ranks > 0."""
+) -> tuple[list[Score], bool]:
+    """Score snapshots one after the other; scores of runs are kept below them. No scores on ranks > 0. Second: whether
+    all could be scored; one that cannot does not keep the others from it, unless it is the only one."""
     from gantool import evaluate as evaluation
     from gantool.metrics.collection import Work
     from gantool.sample import load_snapshot
 
-    scores = []
-    for path in paths:
+    scores: list[Score] = []
+
+    def score(path: Path) -> None:
         snapshot = load_snapshot(path, device)
         settings = changed(snapshot.config.eval or EvalConfig(), asked.changes)
         folder = asked.data_dir or Path(snapshot.config.runtime.data_dir)
@@ -71,29 +90,40 @@ def score_snapshots(
             snapshot, settings, folder, asked.seed, work, asked.weights, asked.allow_unknown_weights
         )
         if found is None:
-            continue
+            return
         if of_run:
             try:
-                evaluation.keep(run, found)
+                kept = evaluation.keep(run, found)
+                if found.nearest is not None:
+                    progress.say(f"nearest neighbours: {kept.with_name(kept.stem + '-nearest.png')}")
             except GantoolError as error:  # someone else's run: the score is printed all the same
                 progress.say(f"not kept: {error.message}")
         scores.append(found.score)
-    return scores
+
+    return scores, _each(paths, score, progress)
 
 
 def score_images(
-    images: list[Path], against: Path, asked: Asked, device: torch.device, ranks: Ranks, progress: Progress
-) -> list[Score]:
+    images: list[Path],
+    against: Path,
+    asked: Asked,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress,
+    out: Path | None = None,
+) -> tuple[list[Score], bool]:
     """Score folders, zips or npz files of images against `against`: another of these, a run, or a config with its
-    packed data. Empty on ranks > 0."""
+    packed data. What comes out is as in `score_snapshots`; pictures go beside `out`, the file of the table."""
     from gantool import evaluate as evaluation
     from gantool.data.image_sets import open_images
     from gantool.metrics.collection import Work
+    from gantool.sample import save_grid
 
     reference, base = _reference(against, asked, progress)
     settings = changed(base, asked.changes)
-    scores = []
-    for path in images:
+    scores: list[Score] = []
+
+    def score(path: Path) -> None:
         work = Work(progress, ranks, reference.folder / "metrics" / "parts")
         opened = open_images(path, progress)
         found = evaluation.evaluate_images(
@@ -102,8 +132,28 @@ def score_images(
         if found is not None:
             scores.append(found.score)
             if found.nearest is not None:
-                progress.say("the picture of nearest neighbours is written for runs only")
-    return scores
+                if out is None:
+                    progress.say("with --out FILE the picture of nearest neighbours is written beside it")
+                else:
+                    name = f"{out.stem}-{opened.title.replace('/', '-')}-nearest.png"
+                    save_grid(out.with_name(name), found.nearest)
+                    progress.say(f"nearest neighbours: {out.with_name(name)}")
+
+    return scores, _each(images, score, progress)
+
+
+def _each(paths: list[Path], score: Callable[[Path], None], progress: Progress) -> bool:
+    """Score all paths; what is wrong with one of several is said. Whether nothing was."""
+    complete = True
+    for path in paths:
+        try:
+            score(path)
+        except GantoolError as error:
+            if len(paths) == 1:
+                raise
+            progress.say(f"not scored: {path}: {error.message}")
+            complete = False
+    return complete
 
 
 def _reference(against: Path, asked: Asked, progress: Progress) -> tuple[Reference, EvalConfig]:
@@ -112,6 +162,8 @@ def _reference(against: Path, asked: Asked, progress: Progress) -> tuple[Referen
     from gantool.data.pack import check_digest, open_packed
     from gantool.metrics.reference import Reference
 
+    if not against.exists():
+        raise UsageError(f"--reference: {against}: there is no such file or folder")
     config = None
     if against.suffix.lower() in (".yaml", ".yml"):
         config = load_run_config(against, [])

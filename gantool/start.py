@@ -17,6 +17,7 @@ from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 
 if TYPE_CHECKING:
+    from gantool.data.pack import PackedDataset
     from gantool.runtime import Runtime
     from gantool.terminal import TerminalProgress
 
@@ -33,7 +34,7 @@ def world_size() -> int:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if ranks > 1 and missing:
         raise UsageError(
-            f"$WORLD_SIZE is {ranks}, but {' and '.join(missing)} is not set", "unset WORLD_SIZE, or use torchrun"
+            f"$WORLD_SIZE is {ranks}, but not set: {', '.join(missing)}", "unset WORLD_SIZE, or use torchrun"
         )
     return max(1, ranks)
 
@@ -91,14 +92,20 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
         ready(settings.eval, data, Path(settings.runtime.data_dir), runtime.device, Work(progress, runtime))
 
     def score(snapshot: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        return _evaluate(snapshot, settings, runtime, progress, run.path, stop)
+        return _evaluate(snapshot, settings, data, runtime, progress, run.path, stop)
 
     run_to_end(run, settings, data, runtime, interrupts, progress, score)
     runtime.finish()
 
 
 def _evaluate(
-    path: Path, settings: RunConfig, runtime: Runtime, progress: Progress, folder: Path, stop: Callable[[], bool]
+    path: Path,
+    settings: RunConfig,
+    data: PackedDataset,
+    runtime: Runtime,
+    progress: Progress,
+    folder: Path,
+    stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
     """Score a snapshot by the `eval` section of `settings`, shared by the ranks; keep the score below `folder`."""
     from gantool import evaluate as evaluation
@@ -108,7 +115,7 @@ def _evaluate(
     assert settings.eval is not None
     snapshot = load_snapshot(path, runtime.device)
     work = Work(progress, runtime, folder / "parts", stop)
-    found = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, work)
+    found = evaluation.evaluate(snapshot, settings.eval, Path(settings.runtime.data_dir), 0, work, data=data)
     if found is None:
         return None
     evaluation.keep(folder, found)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gantool.files import write_text
+from gantool.errors import GantoolError, UsageError
+from gantool.files import atomic_file, write_text
 from gantool.metrics.scores import Score, class_rows, score_rows
 from gantool.results import to_csv, to_latex, to_markdown
 
@@ -15,6 +16,20 @@ FORMATS = ("table", "json", "csv", "markdown", "latex")
 ENDINGS = {".json": "json", ".csv": "csv", ".md": "markdown", ".tex": "latex"}
 _SIDE_BY_SIDE = 3  # scores beside each other; more are a line each
 _SPREADS = ("_std", "_error")
+
+
+def check_out(path: Path) -> None:
+    """UsageError, before hours of work, when a table cannot be written to `path`."""
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--out: found {path.name!r}, expected a name ending in {', '.join(ENDINGS)}")
+    if path.is_dir():
+        raise UsageError(f"--out: {path} is a folder", "give the name of a file")
+    try:
+        with atomic_file(path.with_name(f".{path.name}.test"), durable=False):
+            pass
+        path.with_name(f".{path.name}.test").unlink()
+    except (GantoolError, OSError) as error:
+        raise UsageError(f"--out: {path} cannot be written", "give a file in a folder where you may write") from error
 
 
 def print_rows(rows: list[dict[str, Any]], form: str, full: Any, caption: str = "") -> None:
@@ -36,30 +51,58 @@ def as_text(rows: list[dict[str, Any]], form: str, full: Any) -> str:
 
 
 def print_scores(scores: list[Score], form: str, out: Path | None) -> None:
-    """The table of scores, then one for each score with classes; to the file `out` too, in the form of its ending."""
+    """The scores, and for a few of them the numbers by class; to the file `out` too, in the form of its ending."""
     from gantool.terminal import print_table
 
-    rows, full = score_rows(scores), [score.to_json() for score in scores]
     if form == "table":
         headers, cells = _score_table(scores)
-        notes = [*(f"warning: {text}" for score in scores for text in score.warnings)]
-        protocols = [text for score in scores for text in (*score.protocol.values(), score.accuracy_protocol) if text]
-        print_table(headers, cells, "\n".join(dict.fromkeys(["", *notes, *protocols])))
+        print_table(headers, cells, "\n".join(["", *_notes(scores)]))
+        for score in _with_classes(scores):
+            print()
+            print_rows(class_rows(score), form, None, _class_caption(score))
     else:
-        print(as_text(rows, form, full), end="")
-    if form in ("table", "markdown"):
-        for score in scores:
-            if score.per_class:
-                print()
-                print_rows(class_rows(score), form, None, _class_caption(score))
+        print(_scores_as_text(scores, form), end="")
     if out is not None:
-        write_text(out, as_text(rows, ENDINGS[out.suffix.lower()], full))
+        write_text(out, _scores_as_text(scores, ENDINGS[out.suffix.lower()]))
+        if out.suffix.lower() == ".csv" and _with_classes(scores):
+            rows = [{"snapshot": score.snapshot, **row} for score in _with_classes(scores) for row in class_rows(score)]
+            write_text(out.with_name(f"{out.stem}-classes.csv"), as_text(rows, "csv", None))
+
+
+def _scores_as_text(scores: list[Score], form: str) -> str:
+    """All numbers for programs (json, csv); the table as it is shown, and those by class, for papers."""
+    if form == "json":
+        return as_text([], form, [score.to_json() for score in scores])
+    if form == "csv":
+        return as_text(score_rows(scores), form, None)
+    headers, cells = _score_table(scores)
+    shown = [dict(zip([headers[0] or "metric", *headers[1:]], row, strict=True)) for row in cells]
+    parts = [as_text(shown, form, None)]
+    mark = "% " if form == "latex" else "- "
+    parts.append("".join(f"{mark}{note}\n" for note in _notes(scores)))
+    for score in _with_classes(scores):
+        caption = "".join(f"{mark}{line}\n" for line in _class_caption(score).splitlines())
+        parts.append(as_text(class_rows(score), form, None) + caption)
+    return "\n".join(parts)
+
+
+def _with_classes(scores: list[Score]) -> list[Score]:
+    return [score for score in scores if score.per_class] if len(scores) <= _SIDE_BY_SIDE else []
+
+
+def _notes(scores: list[Score]) -> list[str]:
+    warnings = [f"warning: {text}" for score in scores for text in score.warnings]
+    protocols = [text for score in scores for text in (*score.protocol.values(), score.accuracy_protocol) if text]
+    return list(dict.fromkeys([*warnings, *protocols]))
 
 
 def _score_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
     """A few scores: a line for each value, beside those of real images. Many: a line for each score."""
     names = list(dict.fromkeys(name for score in scores for name in score.values))
     names = [name for name in names if not name.endswith((*_SPREADS, "_low", "_high"))]
+    if "fid_debiased" in names:
+        names.remove("fid_debiased")
+        names.insert(names.index("fid") + 1, "fid_debiased")
     columns = [(_column(score), score.values) for score in scores]
     reals = []
     for score in scores:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,16 +28,13 @@ from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
 from gantool.interrupts import Interrupts, describe
-from gantool.metrics.scores import best_score, has_score, words_of
+from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
-
-Scorer = Callable[[Path, Callable[[], bool]], dict[str, Any] | None]
-"""Called by all ranks with a snapshot and a function that says when to stop (InterruptedRun then): its score as JSON
-values on rank 0, None on the others."""
+from gantool.train_scores import Scorer, ScoresInTraining
 
 
 def train(
@@ -78,9 +76,14 @@ def train(
         if left:
             last = find_snapshot(run.path)
             total = int(checkpoint.read_facts(last)["step"])
+            found: list[dict[str, Any] | None] = [None]
+
+            def at_last() -> None:
+                found[0] = score(last, lambda: bool(interrupts.pending())) if config.eval else None
+
             with _cause_in_status(run, runtime, total, total):
-                found = score(last, lambda: bool(interrupts.pending())) if config.eval else None
-            runtime.on_main(lambda: _finish(run, config, progress, last, total, [found] if found else []))
+                runtime.on_all(at_last)
+            runtime.on_main(lambda: _finish(run, config, progress, last, total, [row for row in found if row]))
 
 
 def _finish(
@@ -95,6 +98,7 @@ def _finish(
     for row in scores:
         real = row.get("real") or {}
         progress.say(f"scores: {words_of(row['values'], real)}")
+    shutil.rmtree(run.path / "parts", ignore_errors=True)
     if best and best.step != total:
         progress.say(f"the best of all scored snapshots is that of step {best.step}: {words_of(best.values)}")
     run.unmark("stopped")  # a signal may have come while it was scored before
@@ -132,7 +136,7 @@ class Trainer:
         score: Scorer,
     ) -> None:
         self.run, self.config, self.data, self.runtime = run, config, data, runtime
-        self.interrupts, self.progress, self.score = interrupts, progress, score
+        self.interrupts, self.progress = interrupts, progress
         images, labels = data.split("train")
         self.num_images = len(images)
         self.num_classes = len(data.classes)
@@ -157,7 +161,7 @@ class Trainer:
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()
         self._window_step = self._saved_step = 0
-        self._began, self._scoring_seconds, self._last_scoring_seconds = time.monotonic(), 0.0, 0.0
+        self.scores = ScoresInTraining(run, config.eval, runtime, progress, score, lambda: bool(interrupts.pending()))
 
     def run_to_end(self) -> None:
         """Resume, then alternate maintenance and the two players until the last step is done and saved."""
@@ -187,15 +191,21 @@ class Trainer:
             self.report()
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
-        score = self._due("score") and not final  # at the end of all it is scored without haste
+        score = (
+            self._due("score") and not final and self.scores.affordable(step)
+        )  # at the end it is scored without haste
         if (self._due("snapshot") or score or final) and step > 0:
             self._check_finite({})
             self.runtime.on_main(self._write_snapshot)
+        if (self._due("checkpoint") or score or final) and step > self._saved_step:
+            self._checkpoint()  # before a score, which takes long and may be what a time limit ends
+        interrupted = False
         if score:
-            self._score()
-        signal_number = self._agreed_signal(final)
+            seconds, interrupted = self.scores.take(step, self.total)
+            self._window_start += seconds
+        signal_number = self._agreed_signal(final or interrupted)
         leaving = bool(signal_number)
-        if (self._due("checkpoint") or final or leaving) and step > self._saved_step:
+        if leaving and step > self._saved_step:
             self._checkpoint()
         if leaving:
             self._leave(signal_number)
@@ -244,34 +254,6 @@ class Trainer:
                 f"the last good snapshot is {kept[-1]}" if kept else "there is no snapshot before it"
             )
             raise DivergedError(f"{self.run.path}: {what} by step {self.state.step}", hint)
-
-    def _score(self) -> None:
-        """Score the snapshot of this step, unless it has been, or scores have had their share of the time."""
-        settings, step, began = self.config.eval, self.state.step, time.monotonic()
-        assert settings is not None
-        snapshot = checkpoint.step_file(self.run.path / "snapshots", step)
-        last, so_far = self._last_scoring_seconds, began - self._began
-        affordable = last == 0 or self._scoring_seconds + last <= settings.budget * (so_far + last)
-        known = self.runtime.is_main and has_score(
-            self.run.path, checkpoint.read_facts(snapshot)["digest"], settings.metrics, settings.num
-        )
-        if self.runtime.highest(int(self.runtime.is_main and (known or not affordable))):
-            if not known:
-                self.progress.say(f"step {step}: not scored, it would take more than eval.budget of the time")
-            return
-        if self.runtime.is_main:
-            self.run.write_status("running", step, self.total, self.rate, "scoring")
-        try:
-            found = self.score(snapshot, lambda: bool(self.interrupts.pending()))
-        except InterruptedRun:  # what it has found is kept; the loop saves and leaves
-            return
-        seconds = time.monotonic() - began
-        self._last_scoring_seconds = seconds
-        self._scoring_seconds += seconds
-        self._window_start += seconds
-        if found:
-            self.progress.say(f"step {step}: {words_of(found['values'])}")
-            self.runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
 
     def _write_grid(self) -> None:
         rows, columns = sample.parse_grid(self.config.runtime.grid)

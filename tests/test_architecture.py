@@ -19,7 +19,7 @@ FLOORS = [
     {"models", "custom", "losses", "penalties", "data", "metrics", "runtime", "runs", "interrupts", "launch"},
     {"checkpoint", "state", "manifest", "results", "local"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare"},
-    {"train", "evaluate", "bench"},
+    {"train", "train_scores", "evaluate", "bench"},
     {"cli", "start", "scoring", "tables", "terminal", "__main__"},
 ]
 WALLS = {

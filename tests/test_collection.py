@@ -116,6 +116,28 @@ def test_any_number_of_ranks_finds_the_same_bits(num_ranks: int, expected: Stati
     assert len(found) == num_ranks and all(same(one, expected) for one in found.values())
 
 
+def test_when_one_rank_fails_all_do() -> None:
+    group, found = Threads(3), {}
+
+    def broken(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(tensor * float("nan") for tensor in network(images))  # type: ignore[return-value]
+
+    def work(rank: int) -> None:
+        extractor = dataclasses.replace(toy()[0], network=broken) if rank == 1 else toy()[0]
+        try:
+            collect(pictures(), extractor, ALL, Work(Silent(), group.rank(rank)), "the pictures")
+        except GantoolError as error:
+            found[rank] = error.message
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found[1] == "the pictures: found features that are NaN or infinite"
+    assert found[0] == found[2] == "another rank failed"
+
+
 @pytest.mark.parametrize("then_ranks", [1, 2])
 def test_what_was_found_before_a_stop_is_not_computed_again(
     then_ranks: int, tmp_path: Path, expected: Statistics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gantool import evaluate as evaluation
 from gantool import models
 from gantool.config.evaluation import EvalConfig
 from gantool.config.schema import RunConfig
+from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.pack import ensure_packed, open_packed
 from gantool.errors import GantoolError, UsageError
 from gantool.evaluate import Score, score_rows
@@ -25,6 +27,7 @@ from gantool.metrics.classifier import open_classifier
 from gantool.metrics.collection import Work
 from gantool.metrics.inception import FILE_NAMES
 from gantool.metrics.moments import inception_score
+from gantool.metrics.reference import Reference
 from gantool.metrics.scores import write_score
 from gantool.progress import Silent
 from gantool.sample import Snapshot, generate
@@ -94,7 +97,7 @@ def test_a_score_says_all_about_itself(score: Score, snapshot: Snapshot, folder:
     assert inception.endswith(f"logits-10|w={weights}|n=200|splits=10|shuffle=2020")
     assert (score.step, score.seed, score.num, score.ema, score.device) == (70, 3, 200, True, "cpu")
     assert (score.data_title, score.data_digest, score.snapshot_digest) == ("shapes", data.digest, "5" * 64)
-    assert set(score.versions) == {"gantool", "torch", "numpy", "python"} and score.seconds > 0
+    assert set(score.versions) == {"gantool", "torch", "torchvision", "numpy", "scipy", "python"} and score.seconds > 0
     assert any("FID of 200 images is biased" in text for text in score.warnings)
     assert Score.model_validate_json(json.dumps(score.to_json())) == score
 
@@ -126,7 +129,7 @@ def test_evaluating_again_gives_the_same_numbers_without_the_preparations(
     progress = Counted()
     again = evaluate(snapshot, SETTINGS, folder, 3, progress)
     assert again.model_copy(update={"seconds": score.seconds}) == score
-    assert progress.done == ["features of the generated images"]
+    assert progress.done == ["features of the generated images", "scores from features", "scores from features"]
     assert evaluate(snapshot, SETTINGS, folder, 4, Silent()).values["fid"] != score.values["fid"]
 
 
@@ -216,3 +219,73 @@ def test_rows_are_flat_and_have_the_same_columns(score: Score) -> None:
     assert rows[1]["fid"] is None and rows[1]["real_is"] is None and rows[1]["is"] == 2.0
     assert all(value is None or isinstance(value, str | int | float) for row in rows for value in row.values())
     assert score_rows([]) == []
+
+
+@pytest.fixture(scope="module")
+def labelled(folder: Path) -> tuple[Reference, ImageSet]:
+    """The data in `folder` as reference, and its 2,000 test images as if a generator had made them."""
+    data = ensure_packed(RunConfig.model_validate({"data": {"name": "shapes", "size": 8}}).data, folder, Silent())
+    return Reference(packed_set(data, "train", None), data, folder), packed_set(data, "test", None)
+
+
+def test_scores_of_each_class_are_those_of_its_images_alone(labelled: tuple[Reference, ImageSet]) -> None:
+    reference, images = labelled
+    settings = EvalConfig(metrics=("fid", "is"), per_class=True, num=2000)
+    found = evaluation.evaluate_images(images, reference, settings, CPU, Work(Silent()))
+    assert found is not None and reference.data is not None
+    extractor = open_classifier(reference.data, reference.folder, CPU, Silent())
+    fake, real = (extractor(one.part(0, one.num)) for one in (images, reference.images))
+    for label, name in enumerate(reference.data.classes):
+        sides = []
+        for features, one in ((fake, images), (real, reference.images)):
+            assert one.labels is not None
+            sides.append(features.pooled.double().numpy()[one.labels == label])
+        means, covariances = [side.mean(0) for side in sides], [np.cov(side.T) for side in sides]
+        roots = np.sqrt(np.clip(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
+        fid = ((means[0] - means[1]) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * roots
+        row = found.score.per_class[name]
+        assert row["num"] == len(sides[0]) and row["fid"] == pytest.approx(fid, rel=2e-2, abs=2e-3)
+        assert images.labels is not None
+        assert row["is"] == inception_score(fake.logits.numpy()[images.labels == label], 1, None)[0]
+
+
+def test_real_images_are_recognised_and_teach_their_classes(labelled: tuple[Reference, ImageSet]) -> None:
+    reference, images = labelled
+    settings = EvalConfig(metrics=("classification",), num=2000)
+    found = evaluation.evaluate_images(images, reference, settings, CPU, Work(Silent()))
+    assert found is not None and images.labels is not None and reference.data is not None
+    extractor = open_classifier(reference.data, reference.folder, CPU, Silent())
+    right = extractor(images.part(0, images.num)).logits.argmax(1).numpy() == images.labels
+    assert found.score.values["accuracy_classifier"] == right.mean()
+    assert found.score.values["cas"] > 0.8
+    for label, name in enumerate(reference.data.classes):
+        assert found.score.per_class[name]["accuracy_classifier"] == right[images.labels == label].mean()
+    shuffled = dataclasses.replace(images, labels=np.random.default_rng(0).permutation(images.labels), digest="s")
+    worse = evaluation.evaluate_images(shuffled, reference, settings, CPU, Work(Silent()))
+    assert worse is not None and worse.score.values["accuracy_classifier"] < 0.2 and worse.score.values["cas"] < 0.3
+
+
+def test_copies_of_training_images_are_found_wherever_they_come_from(labelled: tuple[Reference, ImageSet]) -> None:
+    reference, images = labelled
+    settings = EvalConfig(metrics=("overfit",), num=200)
+    places = np.arange(200) * 37 + 5
+    copies = torch.cat([reference.images.part(i, i + 1) for i in places.tolist()])
+    stolen = ImageSet("stolen", "c" * 64, 200, images.shape, lambda start, stop: copies[start:stop])
+    fresh = dataclasses.replace(images, num=200, digest="f" * 64)
+    authpct = []
+    for one in (stolen, fresh):
+        found = evaluation.evaluate_images(one, reference, settings, CPU, Work(Silent()))
+        assert found is not None and found.nearest is not None
+        authpct.append(found.score.values["authpct"])
+    assert authpct[0] == 0 and authpct[1] > 20
+
+
+def test_what_prepare_makes_is_all_that_an_evaluation_lacks(snapshot: Snapshot, folder: Path, tmp_path: Path) -> None:
+    settings = EvalConfig(num=150, metrics=("fid", "is", "kid"))
+    data_dir = tmp_path / "data"
+    shutil.copytree(folder, data_dir, ignore=shutil.ignore_patterns("metrics"))
+    evaluation.stage(snapshot.config.data, settings, data_dir, CPU, Work(Silent()))
+    progress = Counted()
+    evaluate(snapshot, settings, data_dir, 0, progress)
+    assert [what for what in progress.done if "features of" in what] == ["features of the generated images"]
+    assert not any("classifier" in what for what in progress.done)

@@ -16,7 +16,7 @@ from gantool.errors import GantoolError
 from gantool.metrics.cache import once
 from gantool.metrics.collection import Work, collect
 from gantool.metrics.features import Extractor, exact_float32
-from gantool.metrics.reference import kept_statistics, of_class, spread
+from gantool.metrics.reference import kept_statistics
 from gantool.metrics.statistics import Need
 from gantool.progress import Silent
 
@@ -108,27 +108,28 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
     other = dataclasses.replace(images, digest="e" * 64)
     for key in (
         (images, extractor, Need()),
-        (images, extractor, Need(logits=True)),
-        (images, extractor, Need(features=True)),
         (image_set(noise(10)), extractor, Need()),
         (other, extractor, Need()),
         (images, toy(digest="f" * 64)[0], Need()),
         (images, dataclasses.replace(extractor, protocol="another"), Need()),
     ):
         kept_statistics(*key, tmp_path, Work(Silent()))
-    assert len(list(tmp_path.glob("*.npz"))) == 7
+    assert len(list(tmp_path.glob("*.npz"))) == 5
 
 
-def test_fewer_images_are_spread_evenly_over_all() -> None:
-    images = image_set(noise(40))
-    assert torch.equal(spread(images, 8).part(0, 8), noise(40)[::5])
-    assert spread(images, 40) is images and spread(images, 99) is images
-    chosen = of_class(images, 1)
-    assert (
-        torch.equal(chosen.part(0, 20), noise(40)[1::2])
-        and chosen.labels is not None
-        and set(chosen.labels.tolist()) == {1}
-    )
+def test_a_file_grows_by_what_is_needed_and_is_not_computed_twice(tmp_path: Path) -> None:
+    extractor, shapes = toy()
+    work, images = Work(Silent()), image_set(noise(40))
+    for need, runs in (
+        (Need(), 10),
+        (Need(features=True), 20),  # the first file lacks them
+        (Need(logits=True), 30),
+        (Need(features=True, logits=True), 30),  # the last file has both
+        (Need(), 30),
+    ):
+        kept_statistics(images, extractor, need, tmp_path, work)
+        assert len(shapes) == runs
+    assert len(list(tmp_path.glob("*.npz"))) == 1
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "not an npz", "pickle"])

@@ -60,9 +60,10 @@ def test_every_score_is_kept_and_the_best_is_known(scored: Path) -> None:
     assert result["best"]["step"] == lowest.step and result["best"]["values"] == lowest.values
     assert (scored / result["best"]["snapshot"]).is_file()
     assert result["scores"][0]["step"] == 40
-    assert has_score(scored, lowest.snapshot_digest, ["fid"], 600)
-    assert not has_score(scored, lowest.snapshot_digest, ["fid"], 601)
-    assert not has_score(scored, lowest.snapshot_digest, ["kid"], 600)
+    assert has_score(scored, lowest.snapshot_digest, lowest.settings)
+    for change in ({"num": 601}, {"metrics": ["fid"]}, {"extractor": "inception"}, {"ci": True}):
+        assert not has_score(scored, lowest.snapshot_digest, lowest.settings | change)
+    assert not has_score(scored, "0" * 64, lowest.settings)
     assert not (scored / "parts").exists()
 
 
@@ -70,9 +71,11 @@ def test_a_run_means_its_best_and_its_last_snapshot(scored: Path, tmp_path: Path
     lowest = best_score(scored)
     assert lowest is not None
     last, best = scored / "snapshots" / "step-00000040.safetensors", Path(lowest.snapshot).name
-    assert snapshots_of([scored]) == list(dict.fromkeys([scored / "snapshots" / best, last]))
-    assert snapshots_of([last]) == [last]
-    assert len(snapshots_of([Path(f"{scored}/snapshots/*")])) == 4
+    assert snapshots_of([scored]) == (list(dict.fromkeys([scored / "snapshots" / best, last])), [])
+    assert snapshots_of([last]) == ([last], [])
+    (tmp_path / "empty").mkdir()
+    found, without = snapshots_of([Path(f"{scored}/snapshots/*"), Path(f"{tmp_path}/*")])
+    assert len(found) == 4 and len(without) == 1 and "empty" in without[0]
     with pytest.raises(UsageError, match="nothing matches"):
         snapshots_of([tmp_path / "no*"])
 
@@ -152,7 +155,7 @@ def test_tables_for_eyes_and_for_programs(scored: Path, gantool: Gantool, tmp_pa
     (row,) = csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text()))
     assert float(row["fid_low"]) < float(row["fid"]) < float(row["fid_high"])
     latex = gantool(*words, "--format", "latex").stdout
-    assert latex.startswith("\\begin{tabular}") and "is\\_std" in latex and "\\\\\n" in latex
+    assert latex.startswith("\\begin{tabular}") and "$\\pm$" in latex and "\\\\\n" in latex
     many = gantool("eval", f"{scored}/snapshots/*", "--num", 50).stdout
     assert sum("step " in line for line in many.splitlines()) == 4
 

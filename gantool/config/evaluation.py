@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from gantool.config.base import Duration, Model, Share
 
@@ -13,10 +15,17 @@ ProtocolName = Literal["tf1", "pytorch-fid", "clean", "stylegan3"]
 EXTRACTOR_PATTERN = r"^(classifier|inception|efficientnet-lite0|torchvision:[a-z0-9_]+)$"
 
 
+def _check_extractor(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(EXTRACTOR_PATTERN, value):
+        text = f"found {value!r}, expected classifier, inception, efficientnet-lite0 or torchvision:NAME"
+        raise PydanticCustomError("value_error", "{text}", {"text": text, "hint": "for example classifier"})
+    return value
+
+
 class EvalConfig(Model):
     """The scores of a run."""
 
-    extractor: Annotated[str, Field(pattern=EXTRACTOR_PATTERN)] = "classifier"
+    extractor: Annotated[str, BeforeValidator(_check_extractor)] = "classifier"
     """Features: classifier (a small CNN trained on the real training set), inception (the FID network),
     efficientnet-lite0 (an optional package with its weights), or torchvision:NAME; the last and inception need a
     weights file."""
@@ -28,7 +37,7 @@ class EvalConfig(Model):
     """Weights file of the extractor, or the folder it is in; null: $GANTOOL_WEIGHTS and the usual caches."""
     metrics: Annotated[tuple[MetricName, ...], Field(strict=False, min_length=1)] = ("fid", "is")
     """Which scores to compute."""
-    num: Annotated[int, Field(ge=2)] = 10_000
+    num: Annotated[int, Field(ge=2, le=10_000_000)] = 10_000
     """Number of generated images."""
     per_class: bool = False
     """Also FID and IS of each class."""
@@ -37,7 +46,8 @@ class EvalConfig(Model):
     every: Duration | None = None
     """Score the generator during training too, at this interval; null: at the end only."""
     budget: Share = 0.1
-    """Largest share of the training's time for scores; a score that would exceed it is left out."""
+    """Largest share of the training's time for scores; a score that would exceed it is left out. The first one of a
+    process is always made, and so is the one at the end."""
 
     def identity(self) -> dict[str, object]:
         """What decides which numbers come out, as plain data."""
@@ -53,9 +63,18 @@ def eval_problems(settings: EvalConfig, has_classes: bool) -> list[tuple[tuple[s
     if "sfid" in settings.metrics and settings.extractor != "inception":
         text = f"sfid is defined for the Inception network, not for {settings.extractor}"
         problems.append((("eval.metrics", "eval.extractor"), text, "set the extractor to inception, or leave sfid out"))
+    for what, key, wanted, least in (
+        ("an interval (ci)", "ci", settings.ci, 20),
+        ("kid", "metrics", "kid" in settings.metrics, 3),
+        ("precision_recall", "metrics", "precision_recall" in settings.metrics, 4),
+        ("density_coverage", "metrics", "density_coverage" in settings.metrics, 6),
+    ):
+        if wanted and settings.num < least:
+            text = f"found {settings.num} images, expected {least} or more for {what}"
+            problems.append((("eval.num", f"eval.{key}"), text, f"set num to {least} or more"))
     for key, wanted in (("per_class", settings.per_class), ("metrics", "classification" in settings.metrics)):
         if wanted and not has_classes:
             what = "scores of each class need" if key == "per_class" else "classification needs"
-            text = f"{what} images with classes, and these networks are not class-conditional"
+            text = f"{what} images with classes, and these have none (the networks are not class-conditional)"
             problems.append(((f"eval.{key}",), text, "leave it out, or take class-conditional networks"))
     return problems

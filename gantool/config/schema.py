@@ -157,7 +157,7 @@ class RunConfig(Model):
     steps: Duration = 10_000
     """Length of the training."""
     eval: EvalConfig | None = None
-    """Scores computed when training ends; null: none."""
+    """Scores, when training ends and, with `every`, while it goes on; null: none."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Where and how it runs."""
 

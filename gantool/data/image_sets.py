@@ -71,6 +71,8 @@ def open_images(path: Path, progress: Progress) -> ImageSet:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder", f"give a folder, .zip, .npz or .npy: {_ENDINGS}")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{path}: neither a file nor a folder", "give a folder, .zip, .npz or .npy")
     suffix = path.suffix.lower()
     if path.is_file() and suffix == ".npz":
         return _array_set(path, read_npz(path, progress))

@@ -49,7 +49,7 @@ def once(
         if found is not None:
             return found
         if is_main and path.exists():
-            progress.say(f"{path}: damaged; {what} is computed again")
+            progress.say(f"{path}: damaged, or without something that is needed now; {what} is computed again")
         made = make()
         if is_main and read(path) is None:
             try:

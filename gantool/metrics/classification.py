@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gantool.data.image_sets import ImageSet
+from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.images import Labels, Pixels
+from gantool.data.pack import PackedDataset
 from gantool.errors import DataError
 from gantool.metrics.classifier import RECIPE, Classifier, train_network
 from gantool.metrics.features import exact_float32
@@ -79,6 +80,35 @@ def classification_accuracy_score(
         num_test=num_test,
         protocol=f"cas|classifier-{RECIPE}|train={len(usable)}|test={test.title}:{num_test}|seed={seed}",
     )
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """GAN-test and GAN-train of one set of generated images."""
+
+    classes: list[str]
+    accuracy: float  # GAN-test
+    per_class: list[float | None]
+    cas: AccuracyScore  # GAN-train
+    protocol: str
+
+
+def both_ways(
+    images: ImageSet, logits: npt.NDArray[np.float32], seen_by: str, data: PackedDataset, device: torch.device,
+    progress: Progress,
+) -> BothWays:  # fmt: skip
+    """Both scores of images with the classes of `data`. logits: of its classifier, whose protocol is `seen_by`."""
+    assert images.labels is not None
+    classes = [str(name) for name in data.classes]
+    accuracy, per_class = classifier_accuracy(logits, images.labels, len(classes))
+    cas = classification_accuracy_score(images, labelled_images(data), device, 0, progress)
+    return BothWays(classes, accuracy, per_class, cas, f"{seen_by}|n={images.num}; {cas.protocol}")
+
+
+def labelled_images(data: PackedDataset) -> ImageSet:
+    """Up to 10,000 real images with labels to test on: of the test split, where it has two or more."""
+    has_test = "test" in data.splits and int((data.split("test")[1] >= 0).sum()) >= 2
+    return packed_set(data, "test" if has_test else "train", 10_000)
 
 
 def labels_among(images: ImageSet, classes: tuple[str, ...], num_classes: int) -> Labels:

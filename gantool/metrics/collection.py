@@ -90,7 +90,7 @@ def collect(images: ImageSet, extractor: Extractor, need: Need, work: Work, what
     InterruptedRun when `work.stop()` says so; GantoolError when features are not finite.
     """
     need = Need(need.logits and extractor.num_logits > 0, need.features, need.spatial and extractor.spatial_dim > 0)
-    key = _key(images, extractor, need)
+    key = f"{key_of(images, extractor)} {need}"
     work = work.at(work.parts / digest_of(key) if work.parts else None)
     found = _Found(images.num, extractor, need)
     if work.is_main and work.parts:
@@ -99,8 +99,18 @@ def collect(images: ImageSet, extractor: Extractor, need: Need, work: Work, what
     done = found.stretches.astype(np.int64)
     work.ranks.sum(done)
     left = np.flatnonzero(done == 0)[work.ranks.rank :: work.ranks.num_ranks]
-    _go_through(left, images, extractor, found, key, work, what)
-    if work.ranks.highest(int(bool(found.stopped))):
+    failure: Exception | None = None
+    try:
+        _go_through(left, images, extractor, found, key, work, what)
+    except Exception as error:
+        failure = error
+    # All ranks end alike: one that raised alone would leave the others waiting for it.
+    worst = work.ranks.highest(2 if failure else int(found.stopped))
+    if worst == 2:
+        if isinstance(failure, GantoolError):
+            raise type(failure)(f"{what}: {failure.message}", failure.hint) from failure
+        raise failure or GantoolError("another rank failed", "its message says why")
+    if worst == 1:
         raise InterruptedRun(f"stopped while computing {what}", "run the same command again to go on")
     for array in found.arrays():
         work.ranks.sum(array)
@@ -109,6 +119,8 @@ def collect(images: ImageSet, extractor: Extractor, need: Need, work: Work, what
         with contextlib.suppress(OSError):  # there, and empty
             work.parts.parent.rmdir()
     moments, *spatial = [Moments(images.num, m.total, m.gram) for m in found.moments]
+    if any(int(np.diagonal(m.gram).min()) < 0 for m in (moments, *spatial)):
+        raise GantoolError(f"{what}: the sums are too large for exact integers", "scale the extractor's features")
     rows = found.rows
     return Statistics(
         extractor.protocol,
@@ -223,14 +235,16 @@ class _Found:
     def read(self, path: Path, key: str) -> None:
         """Take in a part; one that is damaged, of other work, or in which another part is repeated is passed over."""
         try:
+            if not whole_npz(path):
+                return
             with np.load(path, allow_pickle=False) as part:
                 if str(part["key"]) != key:
                     return
                 stretches = part["stretches"]
                 arrays: dict[str, Any] = {name: part[name] for name in part.files if name not in ("key", "stretches")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return
-        if self.stretches[stretches].any():
+            if self.stretches[stretches].any():
+                return
+        except Exception:  # whatever a damaged file does to the reader: the work is done again
             return
         for i, moments in enumerate(self.moments):
             moments.add_sums(0, arrays[f"total{i}"], arrays[f"gram{i}"])
@@ -238,6 +252,12 @@ class _Found:
         for name, rows in self.rows.items():
             rows[places] = arrays[name]
         self.stretches[stretches] = True
+
+
+def whole_npz(path: Path) -> bool:
+    """Whether all members have the checksums they were written with; numpy alone does not look at all bytes."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
 
 
 def _sums(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -254,14 +274,14 @@ def _sums(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return units.sum(0).long().cpu().numpy(), gram.long().cpu().numpy()
 
 
-def _key(images: ImageSet, extractor: Extractor, need: Need) -> str:
+def key_of(images: ImageSet, extractor: Extractor) -> str:
+    """All that features depend on, as text."""
     value = {
-        "format": 1,
+        "format": 3,
         "images": images.digest,
         "num": images.num,
         "extractor": extractor.digest,
         "protocol": [extractor.protocol, extractor.logits_protocol, extractor.spatial_protocol],
-        "need": [need.logits, need.features, need.spatial],
     }
     return json.dumps(value, sort_keys=True)
 

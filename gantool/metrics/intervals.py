@@ -2,8 +2,9 @@
 
 The FID of n images lies above that of endlessly many by about c / n (Chong and Forsyth, 2020, arXiv:1911.07023, who
 fit a line through 15 of them). Halves have twice that bias, which removes c from three distances (Quenouille, 1949).
-The interval is the delete-a-group jackknife with Student's t (Tukey, 1958; Shao and Tu, 1995, section 2.3): groups are
-interleaved, so that images in the order of their classes do no harm, and nothing is drawn.
+The interval is the delete-a-group jackknife with Student's t (Tukey, 1958; Shao and Tu, 1995, section 2.3). Halves and
+groups are drawn at random with a fixed seed: generated classes come in turn, so that any regular pattern would give a
+part some classes more often than others.
 
 Both speak of the scored images; the reference is taken as it is, with what bias and chance there are in it.
 """
@@ -23,6 +24,7 @@ from gantool.metrics.moments import Moments, frechet_distance
 from gantool.progress import Progress, Silent
 
 Rows = npt.NDArray[np.floating]
+SEED = 2020
 
 
 class Interval(NamedTuple):
@@ -36,7 +38,7 @@ class Interval(NamedTuple):
 def debiased_fid(
     rows: Rows, reference: Moments, ddof: int = 1, reference_rows: Rows | None = None, value: float | None = None
 ) -> float:
-    """2 FID(all) - mean of FID(even rows) and FID(odd rows): the FID without the part of its bias that goes as 1 / n.
+    """2 FID(all) - mean of the FIDs of two random halves: the FID without the part of its bias that goes as 1 / n.
 
     rows: float [n, d], the features of the scored images. reference_rows: those of the reference, should they be no
     more than d (see `frechet_distance`). value: FID(all), where it is known. May come out below 0 for sets of one
@@ -44,7 +46,8 @@ def debiased_fid(
     """
     if len(rows) < 4:
         raise GantoolError(f"found {len(rows)} images, expected 4 or more for two halves")
-    halves = [rows[0::2], rows[1::2]]
+    order = _order(len(rows))
+    halves = [rows[order[0::2]], rows[order[1::2]]]
     moments = [_moments(half) for half in halves]
     if value is None:
         value = _distance(rows, moments[0].merge(moments[1]), reference, ddof, reference_rows)
@@ -73,8 +76,9 @@ def fid_interval(
     if value is None:
         value = _distance(rows, whole, reference, ddof, reference_rows)
     left_out = []
+    order = _order(len(rows))
     for group in range(groups):
-        part = slice(group, None, groups)
+        part = order[group::groups]
         others = whole.without(_moments(rows[part]))  # exact, and a twentieth of the work of summing the others
         kept = np.delete(rows, part, axis=0) if others.count <= rows.shape[1] else rows
         left_out.append(_distance(kept, others, reference, ddof, reference_rows))
@@ -92,6 +96,10 @@ def jackknife(value: float, left_out: Sequence[float], confidence: float = 0.95)
     error = math.sqrt((count - 1) * float(np.var(left_out)))
     quantile = float(importlib.import_module("scipy.special").stdtrit(count - 1, (1.0 + confidence) / 2.0))
     return Interval(error, value - quantile * error, value + quantile * error)
+
+
+def _order(num: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(SEED).permutation(num)
 
 
 def _moments(rows: Rows) -> Moments:

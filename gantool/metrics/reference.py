@@ -7,14 +7,11 @@ array in an npz has a checksum.
 
 from __future__ import annotations
 
-import json
-import zipfile
-from dataclasses import dataclass
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from gantool import files
 from gantool.config.evaluation import EvalConfig
@@ -23,13 +20,11 @@ from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.pack import PackedDataset
 from gantool.errors import UsageError
 from gantool.metrics.cache import once
-from gantool.metrics.collection import Work, collect
+from gantool.metrics.collection import Work, collect, key_of, whole_npz
 from gantool.metrics.features import Extractor
 from gantool.metrics.moments import Moments
 from gantool.metrics.statistics import Need, Statistics
-from gantool.metrics.table import FEATURES, METRICS, need_of
-
-_FORMAT = 2
+from gantool.metrics.table import METRICS, need_of
 
 
 class Reference(NamedTuple):
@@ -40,14 +35,11 @@ class Reference(NamedTuple):
     folder: Path  # of packed data; statistics are kept below it
 
 
-@dataclass
-class RealStatistics:
+class RealStatistics(NamedTuple):
     """All that scores need of the real images."""
 
-    train: Statistics  # of all of them; its rows (if any): of as many as are scored
-    rows_of: ImageSet  # the images of those rows
-    test: Statistics | None  # of as many test images as are scored; None without a test split
-    classes: dict[int, Statistics]  # of the training images, by class; {} if not asked for
+    train: Statistics  # of all of them
+    test: Statistics | None  # of as many test images as are scored, or of all there are; None without a test split
 
 
 def gather(reference: Reference, extractor: Extractor, settings: EvalConfig, num: int, work: Work) -> RealStatistics:
@@ -55,62 +47,22 @@ def gather(reference: Reference, extractor: Extractor, settings: EvalConfig, num
 
     UsageError when there are no test images and a metric needs them.
     """
-    folder, metrics = reference.folder / "metrics", settings.metrics
-    spatial = Need(spatial="sfid" in metrics)
-    with_rows = "overfit" in metrics or any(name in METRICS and METRICS[name].rows for name in metrics)
-    rows_set = spread(reference.images, num)
-    if with_rows and rows_set.num == reference.images.num:
-        real = kept_statistics(reference.images, extractor, spatial | FEATURES, folder, work)
-    else:
-        real = kept_statistics(reference.images, extractor, spatial, folder, work)
-        if with_rows:
-            some = kept_statistics(rows_set, extractor, FEATURES, folder, work)
-            real.features, real.labels = some.features, some.labels
-    test, data = None, reference.data
+    folder, metrics, data = reference.folder / "metrics", settings.metrics, reference.data
+    with_rows = settings.per_class or "overfit" in metrics
+    with_rows = with_rows or any(name in METRICS and METRICS[name].rows for name in metrics)
+    few = reference.images.num <= extractor.feature_dim  # rows allow the exact distance then
+    train = kept_statistics(
+        reference.images, extractor, Need(features=with_rows or few, spatial="sfid" in metrics), folder, work
+    )
+    test = None
     if data is not None and "test" in data.splits and len(data.split("test")[0]) >= 2:
-        need = need_of(metrics) | Need(logits=True)
-        test = kept_statistics(packed_set(data, "test", num), extractor, need, folder, work)
+        images = packed_set(data, "test", num)
+        need = need_of(metrics) | Need(features=images.num <= extractor.feature_dim)
+        test = kept_statistics(images, extractor, need, folder, work)
     elif "overfit" in metrics:
         text = f"{reference.images.title}: there are no test images, which overfit compares with"
         raise UsageError(text, "leave overfit out, or pack the data with a test folder")
-    classes = {}
-    if settings.per_class:
-        labels = reference.images.labels
-        assert labels is not None
-        for label in np.unique(labels[labels >= 0]).tolist():
-            classes[label] = kept_statistics(of_class(reference.images, label), extractor, Need(), folder, work)
-    return RealStatistics(real, rows_set, test, classes)
-
-
-def spread(images: ImageSet, num: int) -> ImageSet:
-    """`num` images spread evenly over a set (more than there are: all of them)."""
-    if num >= images.num:
-        return images
-    # Evenly, not the first ones: a set may be in the order of its classes.
-    return _chosen(images, np.arange(num, dtype=np.int64) * images.num // num, f"{num} spread", images.title)
-
-
-def of_class(images: ImageSet, label: int) -> ImageSet:
-    """The images with a label."""
-    assert images.labels is not None
-    name = images.classes[label] if images.classes else str(label)
-    return _chosen(images, np.flatnonzero(images.labels == label), f"class {label}", f"{images.title}:{name}")
-
-
-def _chosen(images: ImageSet, indices: np.ndarray, how: str, title: str) -> ImageSet:
-    def part(start: int, stop: int) -> torch.Tensor:
-        return torch.cat([images.part(int(i), int(i) + 1) for i in indices[start:stop]])
-
-    return ImageSet(
-        title=title,
-        digest=digest_of([images.digest, how]),
-        num=len(indices),
-        shape=images.shape,
-        part=part,
-        labels=None if images.labels is None else images.labels[indices],
-        classes=images.classes,
-        notes=images.notes,
-    )
+    return RealStatistics(train, test)
 
 
 def source(reference: Reference) -> str:
@@ -121,30 +73,34 @@ def source(reference: Reference) -> str:
 
 
 def kept_statistics(images: ImageSet, extractor: Extractor, need: Need, folder: Path, work: Work) -> Statistics:
-    """Statistics of real images, from their file in `folder` or computed now; on the ranks that computed nothing, when
-    they come from the file, read there too."""
+    """Statistics of real images, from their file in `folder` or computed now; the same on all ranks.
+
+    A file that lacks some of what is needed is replaced by one that has that too.
+    """
     need = Need(need.logits and extractor.num_logits > 0, need.features, need.spatial and extractor.spatial_dim > 0)
-    key: dict[str, Any] = {
-        "format": _FORMAT,
-        "images": images.digest,
-        "num": images.num,
-        "extractor": extractor.digest,
-        "protocol": [extractor.protocol, extractor.logits_protocol, extractor.spatial_protocol],
-        "need": [need.logits, need.features, need.spatial],
-    }
-    text = json.dumps(key, sort_keys=True)
-    name = f"{images.num}-{extractor.name.replace(':', '-')}-{digest_of(text)}"
+    key = key_of(images, extractor)
+    path = folder / f"{images.num}-{extractor.name.replace(':', '-')}-{digest_of(key)}.npz"
     what = f"features of {images.num} images of {images.title}"
+    held = _needs_in(path, key) if work.is_main else Need()
+    more = need | Need.from_bits(work.ranks.highest(held.bits()))  # what rank 0 saw: the file may change
     return once(
-        folder / f"{name}.npz",
-        read=lambda path: _read(path, text, images, extractor, need),
-        make=lambda: collect(images, extractor, need, work.at(folder / "parts"), what),
-        write=lambda path, statistics: _write(path, text, statistics),
+        path,
+        read=lambda path: _read(path, key, images, extractor, need),
+        make=lambda: collect(images, extractor, more, work.at(folder / "parts"), what),
+        write=lambda path, statistics: _write(path, key, statistics),
         what=f"the {what}",
         progress=work.progress,
         highest=work.ranks.highest,
         is_main=work.is_main,
     )
+
+
+def _needs_in(path: Path, key: str) -> Need:
+    # Suppressed: whatever a damaged file does to the reader.
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as found:
+        if str(found["key"]) == key:
+            return Need("logits" in found.files, "features" in found.files, "spatial_gram" in found.files)
+    return Need()
 
 
 def _write(path: Path, key: str, statistics: Statistics) -> None:
@@ -160,14 +116,18 @@ def _write(path: Path, key: str, statistics: Statistics) -> None:
 
 def _read(path: Path, key: str, images: ImageSet, extractor: Extractor, need: Need) -> Statistics | None:
     """None when the file is not there, not whole, or not of this key."""
+    if not path.exists():
+        return None
     try:
+        if not whole_npz(path):
+            return None
         with np.load(path, allow_pickle=False) as found:
             if str(found["key"]) != key:
                 return None
             moments = Moments(images.num, found["total"], found["gram"])
             spatial = Moments(images.num, found["spatial_total"], found["spatial_gram"]) if need.spatial else None
             rows = {name: found[name] for name in ("logits", "features") if getattr(need, name)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever a damaged file does to the reader: it is computed again
         return None
     dim, side = extractor.feature_dim, extractor.spatial_dim
     shapes = [(moments.total, (dim,)), (moments.gram, (dim, dim))]

@@ -6,7 +6,6 @@ Two values may be compared when their protocol strings are equal. No torch: tabl
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,16 @@ from pydantic import BaseModel, ConfigDict
 from gantool import files
 from gantool.config.schema import digest_of
 
-_DISTANCES = ("fid", "kid", "sfid")
+_BEST = {  # metric: its value that counts, and whether less of it (1) or more (-1) is better
+    "fid": ("fid", 1),
+    "kid": ("kid", 1),
+    "sfid": ("sfid", 1),
+    "is": ("is", -1),
+    "precision_recall": ("recall", -1),
+    "density_coverage": ("coverage", -1),
+    "overfit": ("fid_to_test", 1),
+    "classification": ("cas", -1),
+}
 
 
 class Score(BaseModel):
@@ -32,7 +40,7 @@ class Score(BaseModel):
     step: int | None
     """Step of the snapshot; None for images of other origin, as in the next two."""
     ema: bool | None
-    """Whether the averaged generator was scored; its batch normalisation uses running moments (eval mode) always."""
+    """Whether the averaged generator was scored."""
     seed: int | None
     """Seed of the images."""
     num: int
@@ -58,6 +66,10 @@ class Score(BaseModel):
     accuracy_protocol: str | None = None
     """On which images the discriminator's accuracies were measured."""
     warnings: tuple[str, ...]
+    settings: dict[str, Any]
+    """The `eval` section, as far as it decides which numbers come out."""
+    batch_norm: Literal["running moments"] = "running moments"
+    """What the generator normalises by: the averages of the training, never the images of a batch."""
     versions: dict[str, str]
     device: str
     num_ranks: int = 1
@@ -87,28 +99,31 @@ def read_scores(folder: Path) -> list[Score]:
     return found
 
 
-def has_score(folder: Path, digest: str, metrics: Sequence[str], num: int) -> bool:
-    """Whether the snapshot of a run directory with this digest has been scored by these metrics on so many images."""
-    for score in read_scores(folder):
-        if score.snapshot_digest == digest and score.num == num and set(metrics) <= set(score.protocol):
-            return True
-    return False
+def has_score(folder: Path, digest: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the snapshot of a run directory with this digest has been scored by these settings, with seed 0."""
+    return any(
+        score.snapshot_digest == digest and score.settings == settings and score.seed == 0
+        for score in read_scores(folder)
+    )
 
 
 def best_score(folder: Path) -> Score | None:
-    """The best score of a run directory among those by the protocol of the newest one, whose snapshots are still there.
+    """The best score of a run directory, of the snapshots that are still there; None when there is none.
 
-    By the first of its metrics: the lowest distance (fid, kid, sfid), the highest of all others.
+    By fid if there is one, else by the first metric of `_BEST`. Of several protocols and seeds that one counts by which
+    most snapshots were scored, and then the one that was used last.
     """
     there = {path.name for path in (folder / "snapshots").glob("step-*.safetensors")}
-    scores = [score for score in read_scores(folder) if score.protocol and Path(score.snapshot).name in there]
-    if not scores:
-        return None
-    protocol = max(scores, key=lambda score: score.step or 0).protocol
-    rivals = [score for score in scores if score.protocol == protocol and score.values]
-    name = next(iter(rivals[0].values))
-    sign = 1.0 if name.startswith(_DISTANCES) else -1.0
-    return min(rivals, key=lambda score: (sign * score.values.get(name, sign * math.inf), -(score.step or 0)))
+    scores = [score for score in read_scores(folder) if Path(score.snapshot).name in there]
+    for metric, (name, sign) in _BEST.items():
+        groups: dict[tuple[str, int | None], list[Score]] = {}
+        for score in scores:
+            if metric in score.protocol and name in score.values:
+                groups.setdefault((score.protocol[metric], score.seed), []).append(score)
+        if groups:
+            rivals = max(groups.values(), key=lambda group: (len({s.step for s in group}), group[-1].step or 0))
+            return min(rivals, key=lambda score: (sign * score.values[name], -(score.step or 0)))
+    return None
 
 
 def words_of(values: Mapping[str, float], real: Mapping[str, float] | None = None) -> str:

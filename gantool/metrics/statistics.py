@@ -24,6 +24,15 @@ class Need:
     def __or__(self, other: Need) -> Need:
         return Need(self.logits or other.logits, self.features or other.features, self.spatial or other.spatial)
 
+    def bits(self) -> int:
+        """As a number, for other ranks."""
+        return self.logits + 2 * self.features + 4 * self.spatial
+
+    @classmethod
+    def from_bits(cls, bits: int) -> Need:
+        """The need that `bits` was made of."""
+        return cls(bool(bits & 1), bool(bits & 2), bool(bits & 4))
+
 
 @dataclass
 class Statistics:
@@ -32,19 +41,15 @@ class Statistics:
     protocol: str  # of the features
     moments: Moments  # of the pooled features
     logits: FloatRows | None = None  # [n, num_logits]
-    features: FloatRows | None = None  # [m, feature_dim]; m may be less than n for a reference
+    features: FloatRows | None = None  # [n, feature_dim]
     spatial: Moments | None = None  # of the features before pooling
-    labels: npt.NDArray[np.int64] | None = None  # [m], the classes of the rows
+    labels: npt.NDArray[np.int64] | None = None  # [n], the classes
     ddof: int = 1
 
     @property
     def count(self) -> int:
         """Number of images."""
         return self.moments.count
-
-    def rows(self) -> FloatRows | None:
-        """The features of all images, where they were kept."""
-        return self.features if self.features is not None and len(self.features) == self.count else None
 
 
 def distance(scored: Statistics, reference: Statistics) -> float:
@@ -53,4 +58,4 @@ def distance(scored: Statistics, reference: Statistics) -> float:
         text = f"features of different protocols cannot be compared: {scored.protocol} and {reference.protocol}"
         raise GantoolError(text, "compute both with the same extractor, weights, protocol and precision")
     assert scored.ddof == reference.ddof
-    return frechet_distance(scored.moments, reference.moments, scored.ddof, scored.rows(), reference.rows())
+    return frechet_distance(scored.moments, reference.moments, scored.ddof, scored.features, reference.features)

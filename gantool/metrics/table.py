@@ -33,7 +33,7 @@ class Facts(NamedTuple):
     spatial: str  # Extractor.spatial_protocol
     num: int  # images that are scored
     num_reference: int  # images in the moments of the reference
-    num_rows: int  # images of the reference whose features were kept
+    num_equal: int  # images of the reference where as many as are scored are compared
     reference: str  # title:split:digest
     ddof: int
 
@@ -43,7 +43,7 @@ class Facts(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """`need`: of the scored images; `rows`: whether features of the reference are needed one by one."""
+    """need: of the scored images. rows: whether features of the reference are needed one by one."""
 
     need: Need
     rows: bool
@@ -69,28 +69,28 @@ def _inception_score(scored: Statistics, _: Statistics, __: torch.device) -> dic
 
 def _kid(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
     a, b = _rows(scored, device), _rows(reference, device)
-    subsets, whole = kernel.kid_subsets(a, b, SUBSETS, SUBSET_SIZE, SHUFFLE_SEED), kernel.kid_unbiased(a, b)
-    return {
-        "kid": subsets.mean,
-        "kid_std": subsets.deviation,
-        "kid_full": whole.value,
-        "kid_full_error": whole.standard_error,
-    }
+    subsets = kernel.kid_subsets(a, b, SUBSETS, SUBSET_SIZE, SHUFFLE_SEED)
+    values = {"kid": subsets.mean}
+    if subsets.size < max(len(a), len(b)):  # else all subsets are the same
+        values["kid_std"] = subsets.deviation
+    whole = kernel.kid_unbiased(a, _equal(b, len(a)))
+    return values | {"kid_full": whole.value, "kid_full_error": whole.standard_error}
 
 
 def _precision_recall(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    found = neighbours.precision_recall(_rows(scored, device), _rows(reference, device), RADIUS_NEIGHBOUR)
+    found = neighbours.precision_recall(*_equal_sets(scored, reference, device), RADIUS_NEIGHBOUR)
     return dict(zip(("precision", "recall"), found, strict=True))
 
 
 def _density_coverage(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    found = neighbours.density_coverage(_rows(scored, device), _rows(reference, device), DENSITY_NEIGHBOUR)
+    found = neighbours.density_coverage(*_equal_sets(scored, reference, device), DENSITY_NEIGHBOUR)
     return dict(zip(("density", "coverage"), found, strict=True))
 
 
 def _kid_protocol(f: Facts) -> str:
-    size = min(f.num, f.num_rows, SUBSET_SIZE)
-    return f"kid|{f.features}|{f.tail(f.num_rows)}|poly3|subsets={SUBSETS}x{size}|seed={SHUFFLE_SEED}|fp64"
+    size = min(f.num, f.num_reference, SUBSET_SIZE)
+    subsets = f"subsets={SUBSETS}x{size}|seed={SHUFFLE_SEED}|full={f.num}/{f.num_equal}"
+    return f"kid|{f.features}|{f.tail(f.num_reference)}|poly3|{subsets}|fp64"
 
 
 FEATURES = Need(features=True)
@@ -104,10 +104,13 @@ METRICS: dict[str, Metric] = {
     ),
     "kid": Metric(FEATURES, True, _kid, _kid_protocol),
     "precision_recall": Metric(
-        FEATURES, True, _precision_recall, lambda f: f"pr|{f.features}|{f.tail(f.num_rows)}|k={RADIUS_NEIGHBOUR}"
+        FEATURES,
+        True,
+        _precision_recall,
+        lambda f: f"pr|{f.features}|{f.tail(f.num_equal)}|k={RADIUS_NEIGHBOUR}|closed",
     ),
     "density_coverage": Metric(
-        FEATURES, True, _density_coverage, lambda f: f"dc|{f.features}|{f.tail(f.num_rows)}|k={DENSITY_NEIGHBOUR}"
+        FEATURES, True, _density_coverage, lambda f: f"dc|{f.features}|{f.tail(f.num_equal)}|k={DENSITY_NEIGHBOUR}|open"
     ),
     "sfid": Metric(
         Need(spatial=True), False, _sfid, lambda f: f"sfid|{f.spatial}|{f.tail(f.num_reference)}|ddof{f.ddof}"
@@ -126,10 +129,10 @@ def need_of(metrics: Iterable[str]) -> Need:
 def overfit(scored: Statistics, train: Statistics, test: Statistics, device: torch.device) -> dict[str, float]:
     """Signs of memory: FID to training and to test images from equal numbers of them, the FID between those two, and
     AuthPct (Alaa et al., 2022), the percentage of images that are no near copies of training images."""
-    rows = [side.features for side in (scored, train, test)]
-    assert all(part is not None for part in rows)
-    num = min(len(part) for part in rows if part is not None)
-    parts = [part[np.arange(num) * len(part) // num] for part in rows if part is not None]
+    rows = [side.features for side in (scored, train, test) if side.features is not None]
+    num = min(map(len, rows))
+    # At random: classes come in turn or one after the other, and a regular choice would favour some.
+    parts = [part[np.random.default_rng(SHUFFLE_SEED).permutation(len(part))[:num]] for part in rows]
     moments = [_moments(part) for part in parts]
 
     def fid(a: int, b: int) -> float:
@@ -142,7 +145,8 @@ def overfit(scored: Statistics, train: Statistics, test: Statistics, device: tor
 
 def overfit_protocol(facts: Facts, num_equal: int) -> str:
     """The protocol of `overfit`'s values."""
-    return f"overfit|{facts.features}|n={num_equal} each|authpct={facts.num}/{facts.num_rows}|ref={facts.reference}"
+    counts = f"n={num_equal} each|seed={SHUFFLE_SEED}|authpct={facts.num}/{facts.num_reference}"
+    return f"overfit|{facts.features}|{counts}|ref={facts.reference}"
 
 
 def _moments(rows: FloatRows) -> Moments:
@@ -158,6 +162,17 @@ def class_moments(statistics: Statistics, label: int) -> Statistics:
     rows = statistics.features[chosen]
     logits = statistics.logits[chosen] if statistics.logits is not None else None
     return Statistics(statistics.protocol, _moments(rows), logits, rows, ddof=statistics.ddof)
+
+
+def _equal_sets(scored: Statistics, reference: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The features of the scored images, and of as many of the reference."""
+    rows = _rows(scored, device)
+    return rows, _equal(_rows(reference, device), len(rows))
+
+
+def _equal(rows: Tensor, num: int) -> Tensor:
+    """`num` rows spread evenly (more than there are: all): a set may be in the order of its classes."""
+    return rows if num >= len(rows) else rows[torch.arange(num, device=rows.device) * len(rows) // num]
 
 
 def _rows(statistics: Statistics, device: torch.device) -> Tensor:

@@ -31,7 +31,7 @@ def find(wanted: Wanted, given: Path | None) -> Path:
     the container image's folder or the cache of torch.hub, where other tools put it; UsageError when there is none."""
     for origin, place in (("--weights", given), ("$GANTOOL_WEIGHTS", os.environ.get("GANTOOL_WEIGHTS"))):
         if place:
-            found = _in_place(Path(place).expanduser(), wanted.names)
+            found = _in_place(_expanded(Path(place)), wanted.names)
             if found is None:
                 expected = f"expected the weights file, or a folder with {' or '.join(wanted.names)}"
                 raise UsageError(f"{origin}: no {wanted.what} at {place}; {expected}", wanted.hint)
@@ -49,7 +49,14 @@ def find(wanted: Wanted, given: Path | None) -> Path:
 def hub_folder() -> Path:
     """Where torch.hub keeps the files it has downloaded."""
     cache = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return Path(cache, "hub", "checkpoints").expanduser()
+    return _expanded(Path(cache, "hub", "checkpoints"))
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user, or none that has a home
+        return path
 
 
 def _in_place(place: Path, names: tuple[str, ...]) -> Path | None:
@@ -80,8 +87,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: not a weights file: {error}") from error
     except Exception as error:  # torch.load has no error of its own for a file that is none of its kind
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: not a weights file of torch: {first}") from error
+        hint = "a web page saved by mistake looks like this too: compare the size and the SHA-256"
+        text = f"{path}: not the tensors of a state dict ({type(error).__name__})"
+        raise DataError(text, hint) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = f"a dict with {', '.join(map(repr, list(state)[:3]))}" if isinstance(state, dict) else type(state)
         raise DataError(f"{path}: found {found}, expected the tensors of a state dict by name")

@@ -1,0 +1,79 @@
+"""Scores while a run trains: when there is time for one, that it ends no training, and that ranks go on together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gantool import checkpoint
+from gantool.config.evaluation import EvalConfig
+from gantool.errors import GantoolError, InterruptedRun
+from gantool.metrics.scores import has_score, words_of
+from gantool.progress import Progress
+from gantool.runs import RunDirectory
+from gantool.runtime import Runtime
+
+Scorer = Callable[[Path, Callable[[], bool]], dict[str, Any] | None]
+"""Called by all ranks with a snapshot and a function that says when to stop (InterruptedRun then): its score as JSON
+values on rank 0, None on the others."""
+
+
+class ScoresInTraining:
+    """The scores of `eval.every`, within `eval.budget`."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        settings: EvalConfig | None,
+        runtime: Runtime,
+        progress: Progress,
+        score: Scorer,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.run, self.settings, self.runtime, self.progress = run, settings, runtime, progress
+        self.score, self.stop = score, stop
+        self._began, self._seconds, self._last_seconds = time.monotonic(), 0.0, 0.0
+
+    def affordable(self, step: int) -> bool:
+        """Whether a score now would keep to the budget; the first one of a process does: nobody knows its cost."""
+        assert self.settings is not None
+        so_far = time.monotonic() - self._began
+        enough = not self._last_seconds or (
+            self._seconds + self._last_seconds <= self.settings.budget * (so_far + self._last_seconds)
+        )
+        if self.runtime.highest(int(self.runtime.is_main and not enough)):
+            self.progress.say(f"step {step}: not scored, it would take more than eval.budget of the time")
+            return False
+        return True
+
+    def take(self, step: int, total: int) -> tuple[float, bool]:
+        """Score the snapshot of `step`, unless it has been: (the seconds it took, whether it was interrupted).
+
+        What keeps a score from being made is said, and the training goes on.
+        """
+        assert self.settings is not None
+        began, runtime = time.monotonic(), self.runtime
+        snapshot = checkpoint.step_file(self.run.path / "snapshots", step)
+        digest = str(checkpoint.read_facts(snapshot)["digest"]) if runtime.is_main else ""
+        if runtime.highest(int(runtime.is_main and has_score(self.run.path, digest, self.settings.identity()))):
+            return 0.0, False
+        if runtime.is_main:
+            self.run.write_status("running", step, total, message="scoring")
+        found, problem, interrupted = None, "", False
+        try:
+            found = self.score(snapshot, self.stop)
+        except InterruptedRun:  # what it has found is kept
+            interrupted = True
+        except GantoolError as error:
+            problem = error.message
+        outcome = runtime.highest(2 if interrupted else int(bool(problem)))
+        if outcome == 1:
+            self.progress.say(f"step {step}: not scored: {problem or 'another rank failed'}")
+        if found:
+            self.progress.say(f"step {step}: {words_of(found['values'])}")
+            runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
+        self._last_seconds = time.monotonic() - began
+        self._seconds += self._last_seconds
+        return self._last_seconds, outcome == 2

@@ -1,0 +1,79 @@
+"""Peak memory of scores of many images with 2,048 features, over what the imports take.
+
+    python tests/benchmarks/memory.py [--num 50000] [--metrics fid,is,kid]
+
+A cheap network stands for Inception, with as many features and logits, so that the numbers of an evaluation are there
+without its time. The real images are another set of the same size; nothing is cached before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gantool import evaluate
+from gantool.config.evaluation import EvalConfig
+from gantool.data.image_sets import ImageSet
+from gantool.metrics.collection import Work
+from gantool.metrics.features import Extractor
+from gantool.metrics.reference import Reference
+from gantool.progress import Silent
+
+SIDE = 8
+
+
+def noise(num: int, seed: int) -> ImageSet:
+    """Images that are a function of their number alone."""
+
+    def part(start: int, stop: int) -> torch.Tensor:
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=start))
+        return torch.from_numpy(rng.integers(0, 256 - seed, (stop - start, SIDE, SIDE, 3), dtype=np.uint8))
+
+    return ImageSet(f"noise {seed}", f"{seed}" * 64, num, (SIDE, SIDE, 3), part)
+
+
+def extractor() -> Extractor:
+    rng = torch.Generator().manual_seed(0)
+    first = torch.randn(SIDE * SIDE * 3, 2048, generator=rng) / 14
+    last = torch.randn(2048, 1008, generator=rng) / 45
+
+    def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = torch.relu(images.reshape(len(images), -1).float() / 128 - 1) @ first
+        return pooled, pooled @ last
+
+    cpu = torch.device("cpu")
+    return Extractor("cheap", "0" * 64, "cheap|2048", "cheap|logits", 2048, 1008, 64, cpu, network)
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=int, default=50_000)
+    parser.add_argument("--metrics", default="fid,is")
+    args = parser.parse_args()
+    network = extractor()
+    network(noise(64, 0).part(0, 64))
+    before, start = peak_mb(), time.perf_counter()
+    settings = EvalConfig(metrics=tuple(args.metrics.split(",")), num=args.num)
+    evaluate._open = lambda *_: network  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        reference = Reference(noise(args.num, 1), None, Path(folder))
+        found = evaluate.evaluate_images(noise(args.num, 2), reference, settings, torch.device("cpu"), Work(Silent()))
+    assert found is not None
+    words = ", ".join(f"{name} {value:.4g}" for name, value in found.score.values.items())
+    print(f"{args.num} + {args.num} images, {args.metrics}: {words}")
+    print(f"imports {before:.0f} MB, peak {peak_mb():.0f} MB, over the imports {peak_mb() - before:.0f} MB, ", end="")
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
