@@ -403,9 +403,10 @@ def _eval_ranks(device: str | None) -> tuple[Any, Any]:
     """(ranks, device) of this process."""
     from gantool.config.schema import RuntimeConfig
     from gantool.metrics.collection import Alone
-    from gantool.runtime import Runtime, choose_device
+    from gantool.runtime import Runtime, choose_device, return_large_blocks
     from gantool.start import world_size
 
+    return_large_blocks()
     if world_size() == 1:
         return Alone(), choose_device(device or "auto")
     runtime = Runtime(RuntimeConfig.model_validate({"device": device or "auto"}))

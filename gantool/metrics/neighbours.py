@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gantool.errors import GantoolError
 
-BLOCK = 4096
+BLOCK = 2048
 
 
 def precision_recall(scored: Tensor, reference: Tensor, k: int = 3, block: int = BLOCK) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from gantool.metrics.collection import Work
 from gantool.metrics.features import Extractor
 from gantool.metrics.reference import Reference
 from gantool.progress import Silent
+from gantool.runtime import return_large_blocks
 
 SIDE = 8
 
@@ -51,6 +52,15 @@ def extractor() -> Extractor:
     return Extractor("cheap", "0" * 64, "cheap|2048", "cheap|logits", 2048, 1008, 64, cpu, network)
 
 
+class Told(Silent):
+    """Says the memory in use whenever an activity ends."""
+
+    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+        if done == total:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            print(f"  {what}: {pages * resource.getpagesize() / 2**20:.0f} MB in use, peak {peak_mb():.0f} MB")
+
+
 def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -60,6 +70,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=50_000)
     parser.add_argument("--metrics", default="fid,is")
     args = parser.parse_args()
+    return_large_blocks()
     network = extractor()
     network(noise(64, 0).part(0, 64))
     before, start = peak_mb(), time.perf_counter()
@@ -67,7 +78,7 @@ def main() -> None:
     evaluate._open = lambda *_: network  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         reference = Reference(noise(args.num, 1), None, Path(folder))
-        found = evaluate.evaluate_images(noise(args.num, 2), reference, settings, torch.device("cpu"), Work(Silent()))
+        found = evaluate.evaluate_images(noise(args.num, 2), reference, settings, torch.device("cpu"), Work(Told()))
     assert found is not None
     words = ", ".join(f"{name} {value:.4g}" for name, value in found.score.values.items())
     print(f"{args.num} + {args.num} images, {args.metrics}: {words}")
