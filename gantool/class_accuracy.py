@@ -15,7 +15,7 @@ from gantool import losses
 from gantool.config.schema import RunConfig
 from gantool.data.loader import to_float
 from gantool.data.pack import PackedDataset
-from gantool.sample import generate_with, labels_in_turn
+from gantool.sample import Snapshot, generate_with, labels_in_turn
 from gantool.state import State
 
 _MOST = 2000  # images of each kind, over all classes
@@ -58,3 +58,19 @@ def _logits(discriminator: torch.nn.Module, images: Tensor, label: int) -> Tenso
         out = discriminator(to_float(part), torch.full((len(part),), label, device=part.device))
         found.append(out[0] if isinstance(out, tuple) else out)
     return torch.cat(found)
+
+
+def accuracies_by_class(snapshot: Snapshot) -> dict[str, dict[str, float]]:
+    """The accuracies that training measured for the snapshot, by class; {} for unconditional networks."""
+    facts = snapshot.accuracy or {}
+    rows: dict[str, dict[str, float]] = {}
+    for number, name in enumerate(snapshot.data["classes"] if facts else ()):
+        found = {key: facts[key][number] for key in ("accuracy_real", "accuracy_fake")}
+        rows[str(name)] = {key: float(value) for key, value in found.items() if value is not None}
+    return rows
+
+
+def accuracy_protocol(snapshot: Snapshot) -> str | None:
+    """On which images they were measured."""
+    facts = snapshot.accuracy
+    return f"accuracy|discriminator|eval|n={facts['num']}/class|real={facts['split']}" if facts else None

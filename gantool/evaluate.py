@@ -19,12 +19,14 @@ import torch
 from PIL import Image
 
 import gantool
+from gantool.class_accuracy import accuracies_by_class, accuracy_protocol
 from gantool.config.evaluation import EvalConfig, eval_problems
 from gantool.config.schema import DataConfig
 from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.pack import PackedDataset, check_digest, ensure_packed
 from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.metrics import classification, intervals, table
+from gantool.metrics.cautions import cautions
 from gantool.metrics.classifier import check_classes, open_classifier
 from gantool.metrics.collection import Work, collect
 from gantool.metrics.extractors import Setting, open_extractor
@@ -38,8 +40,6 @@ from gantool.progress import Progress
 from gantool.sample import Snapshot, generated_set, save_grid
 
 __all__ = ["Score", "class_rows", "evaluate", "evaluate_images", "keep", "score_rows"]
-
-_ENOUGH = 10_000  # images; below, the bias of FID is larger than most differences
 
 
 class Evaluation(NamedTuple):
@@ -76,9 +76,8 @@ def evaluate(
     """Score images 0..num-1 of the sample `seed` of a snapshot, on the device of its generator; None on ranks > 0.
 
     weights: of the extractor (see `metrics.weights.find`), instead of those of the settings. data: the packed data, if
-    they are open and checked already. UsageError when
-    the packed data are not those of the snapshot, or the extractor cannot be had; GantoolError when the generator's
-    numbers are not finite; InterruptedRun when `work.stop()` says so.
+    they are open and checked already. UsageError when the packed data are not those of the snapshot, or the extractor
+    cannot be had; GantoolError when the generator's numbers are not finite; InterruptedRun when `work.stop()` says so.
     """
     began = time.monotonic()
     if data is None:
@@ -91,7 +90,7 @@ def evaluate(
     extractor = _open(settings, reference, device, work, weights, allow_unknown_weights)
     subject = _Subject(
         generated_set(snapshot, settings.num, seed), str(snapshot.path), snapshot.step, snapshot.ema, seed,
-        snapshot.digest, _discriminator_accuracy(snapshot), _accuracy_protocol(snapshot),
+        snapshot.digest, accuracies_by_class(snapshot), accuracy_protocol(snapshot),
     )  # fmt: skip
     return _score(subject, reference, extractor, settings, work, began)
 
@@ -107,6 +106,7 @@ def evaluate_images(
 ) -> Evaluation | None:
     """Score images of other origin, all of them, as `evaluate` scores those of a snapshot."""
     began = time.monotonic()
+    settings = settings.model_copy(update={"num": images.num})
     _refuse(settings, images.labels is not None)
     if images.shape[2] != reference.images.shape[2]:
         kinds = [f"{one.title} is {'grey' if one.shape[2] == 1 else 'RGB'}" for one in (images, reference.images)]
@@ -117,7 +117,6 @@ def evaluate_images(
         raise UsageError(text, "use the extractor inception, which resizes all images, or resize them first")
     extractor = _open(settings, reference, device, work, weights, allow_unknown_weights)
     subject = _Subject(images, images.title, digest=images.digest)
-    settings = settings.model_copy(update={"num": images.num})
     return _score(subject, reference, extractor, settings, work, began)
 
 
@@ -204,19 +203,9 @@ def _score(
     per_class = {name: dict(row) for name, row in subject.per_class.items()}
     _add_special(values, protocol, per_class, scored, real, reference, extractor, settings, work.progress)
     if recognised is not None:
-        assert recognised.logits is not None and reference.data is not None
-        found = classification.both_ways(
-            images, recognised.logits, recognised.protocol, reference.data, extractor.device, work.progress
-        )
-        values |= {"accuracy_classifier": found.accuracy, "cas": found.cas.accuracy}
-        protocol["classification"] = f"classification|{found.protocol}"
-        for label, name in enumerate(found.classes):
-            row = {"accuracy_classifier": found.per_class[label], "cas": found.cas.per_class[label]}
-            per_class.setdefault(name, {}).update({key: value for key, value in row.items() if value is not None})
-    for key in ("accuracy_real", "accuracy_fake"):
-        shares = [row[key] for row in per_class.values() if key in row]
-        if shares:
-            values[key] = round(sum(shares) / len(shares), 6)
+        _classify(values, protocol, per_class, recognised, images, reference, extractor, work)
+    _add_means(values, per_class)
+    warnings = cautions(images, subject.step is not None, scored, real, reference, extractor, settings)
     score = Score(
         snapshot=subject.path,
         snapshot_digest=subject.digest,
@@ -234,10 +223,7 @@ def _score(
         real_protocol=yardstick[1] if yardstick else None,
         per_class=per_class,
         accuracy_protocol=subject.accuracy_protocol,
-        warnings=(
-            *_warnings(images, subject.step is not None, scored, real, reference, extractor, settings),
-            *unmeasured,
-        ),
+        warnings=(*warnings, *unmeasured),
         settings=settings.identity(),
         versions=_versions(),
         device=extractor.device.type,
@@ -320,6 +306,36 @@ def _add_special(
         protocol["per_class"] = f"per-class|{facts.features}|{tail} in all classes|ddof{scored.ddof}|splits=1"
 
 
+def _classify(
+    values: dict[str, float],
+    protocol: dict[str, str],
+    per_class: dict[str, dict[str, float]],
+    recognised: Statistics,
+    images: ImageSet,
+    reference: Reference,
+    extractor: Extractor,
+    work: Work,
+) -> None:
+    """Add GAN-test and GAN-train, over all and by class."""
+    assert recognised.logits is not None and reference.data is not None
+    found = classification.both_ways(
+        images, recognised.logits, recognised.protocol, reference.data, extractor.device, work.progress
+    )
+    values |= {"accuracy_classifier": found.accuracy, "cas": found.cas.accuracy}
+    protocol["classification"] = f"classification|{found.protocol}"
+    for label, name in enumerate(found.classes):
+        row = {"accuracy_classifier": found.per_class[label], "cas": found.cas.per_class[label]}
+        per_class.setdefault(name, {}).update({key: value for key, value in row.items() if value is not None})
+
+
+def _add_means(values: dict[str, float], per_class: dict[str, dict[str, float]]) -> None:
+    """The discriminator's accuracies, as means over the classes."""
+    for key in ("accuracy_real", "accuracy_fake"):
+        shares = [row[key] for row in per_class.values() if key in row]
+        if shares:
+            values[key] = round(sum(shares) / len(shares), 6)
+
+
 def _with_labels_of(images: ImageSet, reference: Reference, settings: EvalConfig) -> ImageSet:
     """The images with labels in the numbers of the reference's classes, where they are needed; what cannot be scored is
     refused here, before any work: UsageError, DataError."""
@@ -359,43 +375,6 @@ def _seen_by_classifier(
     return collect(images, classifier, Need(logits=True), work, "what the classifier sees")
 
 
-def _warnings(
-    images: ImageSet,
-    generated: bool,
-    scored: Statistics,
-    real: RealStatistics,
-    reference: Reference,
-    extractor: Extractor,
-    settings: EvalConfig,
-) -> list[str]:
-    warnings = [*extractor.notes, *images.notes]
-    if scored.moments.constant():
-        warnings.append(f"all {images.num} images are the same to the extractor: the generator has collapsed")
-    if "fid" in settings.metrics and images.num < _ENOUGH:
-        text = f"FID of {images.num} images is biased upwards: compare it with FIDs of {images.num} images only"
-        if images.num <= extractor.feature_dim:
-            text += (
-                f"; more than {extractor.feature_dim} are needed for the covariance of {extractor.feature_dim} features"
-            )
-        warnings.append(text)
-    if real.test is not None and real.test.count != images.num:
-        text = f"the scores of real images are those of all {real.test.count} test images, not of {images.num}"
-        warnings.append(text)
-    size = min(images.num, real.train.count)
-    if "kid" in settings.metrics and size < table.SUBSET_SIZE:
-        warnings.append(f"KID from subsets of {size} images, {table.SUBSET_SIZE} is usual")
-    if settings.per_class and images.labels is not None:
-        least = min(int((images.labels == label).sum()) for label in set(images.labels[images.labels >= 0].tolist()))
-        if least <= extractor.feature_dim:
-            text = (
-                f"FID of a class: {least} images in the smallest one, more than {extractor.feature_dim} are needed for"
-            )
-            warnings.append(f"{text} the covariance of {extractor.feature_dim} features: compare equal numbers only")
-    if generated and images.labels is not None and reference.data is not None and _unbalanced(reference.data):
-        warnings.append("the training images are not evenly spread over the classes, the generated ones are")
-    return warnings
-
-
 def _facts(scored: Statistics, real: Statistics, extractor: Extractor, source: str) -> table.Facts:
     protocols = extractor.protocol, extractor.logits_protocol, extractor.spatial_protocol
     return table.Facts(*protocols, scored.count, real.count, min(scored.count, real.count), source, extractor.ddof)
@@ -410,27 +389,6 @@ def _versions() -> dict[str, str]:
         "scipy": version("scipy"),
         "python": platform.python_version(),
     }
-
-
-def _unbalanced(data: PackedDataset) -> bool:
-    labels = data.split("train")[1]
-    counts = np.bincount(labels[labels >= 0], minlength=len(data.classes))
-    return bool(len(counts) and counts.max() > 1.1 * counts.min())
-
-
-def _discriminator_accuracy(snapshot: Snapshot) -> dict[str, dict[str, float]]:
-    """The accuracies that training measured for the snapshot, by class; {} for unconditional networks."""
-    facts = snapshot.accuracy or {}
-    rows: dict[str, dict[str, float]] = {}
-    for number, name in enumerate(snapshot.data["classes"] if facts else ()):
-        found = {key: facts[key][number] for key in ("accuracy_real", "accuracy_fake")}
-        rows[str(name)] = {key: float(value) for key, value in found.items() if value is not None}
-    return rows
-
-
-def _accuracy_protocol(snapshot: Snapshot) -> str | None:
-    facts = snapshot.accuracy
-    return f"accuracy|discriminator|eval|n={facts['num']}/class|real={facts['split']}" if facts else None
 
 
 def _check(snapshot: Snapshot, data: PackedDataset) -> None:
