@@ -133,8 +133,8 @@ def set_threads(number: int) -> None:
 
 
 def return_large_blocks() -> None:
-    """Let glibc give freed blocks of a megabyte and more back at once. Else it keeps blocks of up to 32 MB for later, and
-    scores, which use many sizes once, hold twice the memory (12,000 images with KID: 1.2 instead of 0.6 GB)."""
+    """Let glibc give freed blocks of a megabyte and more back at once. Else it keeps blocks of up to 32 MB for later,
+    and scores, which use many sizes once, hold twice the memory (12,000 images with KID: 1.2 instead of 0.6 GB)."""
     with contextlib.suppress(OSError, AttributeError):  # another libc
         ctypes.CDLL("libc.so.6").mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
 
