@@ -88,7 +88,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: not a weights file: {error}") from error
     except Exception as error:  # torch.load has no error of its own for a file that is none of its kind
         hint = "a web page saved by mistake looks like this too: compare the size and the SHA-256"
-        text = f"{path}: not the tensors of a state dict ({type(error).__name__})"
+        text = f"{path}: not a weights file: no tensors of a state dict in it ({type(error).__name__})"
         raise DataError(text, hint) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = f"a dict with {', '.join(map(repr, list(state)[:3]))}" if isinstance(state, dict) else type(state)
