@@ -167,7 +167,7 @@ def test_fid_of_two_folders_of_png_files(folder: Path, tmp_path: Path) -> None:
     expected = package.calculate_metrics(
         input1=str(folder / "32"), input2=str(other), fid=True, cuda=False, verbose=False, cache=False, batch_size=6
     )["frechet_inception_distance"]
-    # With fewer images than features its eigenvalues of a singular product are a little off (4e-3 of 112 at most with 0.4.0).
+    # With fewer images than features its eigenvalues of a singular product are a little off: 4e-3 of 112 at most.
     assert found.score.values["fid"] == pytest.approx(expected, rel=1e-4)
     # sFID by its definition, from the features themselves and by another route to the trace.
     extractor = open_inception(CPU, 3, None, True)
