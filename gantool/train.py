@@ -191,9 +191,8 @@ class Trainer:
             self.report()
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
-        score = (
-            self._due("score") and not final and self.scores.affordable(step)
-        )  # at the end it is scored without haste
+        # At the end it is scored without haste.
+        score = self._due("score") and not final and self.scores.affordable(step)
         if (self._due("snapshot") or score or final) and step > 0:
             self._check_finite({})
             self.runtime.on_main(self._write_snapshot)

@@ -228,6 +228,16 @@ def labelled(folder: Path) -> tuple[Reference, ImageSet]:
     return Reference(packed_set(data, "train", None), data, folder), packed_set(data, "test", None)
 
 
+def test_the_training_set_is_at_no_distance_from_itself(labelled: tuple[Reference, ImageSet]) -> None:
+    reference, _ = labelled
+    settings = EvalConfig(metrics=("fid", "is", "kid"), num=reference.images.num)
+    found = evaluation.evaluate_images(reference.images, reference, settings, CPU, Work(Silent()))
+    assert found is not None and 0 <= found.score.values["fid"] < 1e-6 and found.score.values["is"] > 5
+    assert abs(found.score.values["kid_full"]) < 2 * found.score.values["kid_full_error"] + 1e-3
+    # There are 2,000 test images only, so the yardstick is one of fewer images: that is all there is to say.
+    assert [text for text in found.score.warnings if "test images" not in text] == []
+
+
 def test_scores_of_each_class_are_those_of_its_images_alone(labelled: tuple[Reference, ImageSet]) -> None:
     reference, images = labelled
     settings = EvalConfig(metrics=("fid", "is"), per_class=True, num=2000)
