@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed  ## Make .venv and install gantool with the development tools
 
 demo: install  ## Train and score 8 small GANs on `shapes` and print their table (under 8 minutes on 2 cores)
-	$(BIN)/gantool sweep configs/quickstart.yaml
+	$(BIN)/gantool sweep --local configs/quickstart.yaml
 
 test: lint types unit  ## Lint, types and tests: what CI runs
 

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +146,7 @@ def _complain(kind: str, message: str, hint: str | None) -> None:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    style = "bold yellow" if kind == "interrupted" else "bold red"
+    style = "bold red" if kind == "error" else "bold yellow"
     console.print(Text.assemble((f"{kind}: ", style), message))
     for line in (hint or "").splitlines():
         console.print(Text.assemble(("  hint: ", "bold"), line))
@@ -240,10 +241,18 @@ def train(
     assignments: Assignments = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
     device: Device = None,
+    init: Annotated[bool, typer.Option("--init", help="Only make the run directory, and print it.")] = False,
 ) -> int | None:
     """Train one run. The same command again goes on where it was; prints the run directory."""
     from gantool.interrupts import Interrupts
 
+    if init:
+        from gantool.start import open_run
+
+        print(
+            open_run(config, [*(assignments or []), *([f"runtime.device={device}"] if device else [])], nproc)[1].path
+        )
+        return None
     interrupts = Interrupts()
     with interrupts.caught():
         return _train(config, assignments or [], nproc, device, interrupts)
@@ -419,20 +428,29 @@ def sweep(
     assignments: Assignments = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: the sweep's.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, what is done and what is missing.")
+        bool,
+        typer.Option("--dry-run", help="Show what would run, and the batch script."),
     ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Start failed and diverged runs again too.")
     ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Here, also where there is Slurm.")] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="Settings of the cluster; default: $GANTOOL_SITE, site.yaml, ~/.config/gantool/site.yaml."),
+    ] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
 ) -> int | None:
-    """Run what is missing of a grid of runs, then print the table. The same command continues, retries and extends."""
-    from gantool import results
+    """Run what is missing of a grid of runs, as Slurm jobs where there is Slurm, else here; print the table at the end.
+    The same command continues, retries and extends."""
+    from gantool import cluster, results
     from gantool import sweep as verb
     from gantool.data.pack import ensure_packed
     from gantool.status import plan_states
 
     _choose("--format", form, ("table", "json", "csv", "markdown"))
+    if cluster.available() and not local and slots is None:
+        return _submit(config, assignments or [], site, dry_run, retry_failed, form)
     plan = verb.plan(config, assignments or [])
     if dry_run:
         _print_states(plan_states(plan), form)
@@ -453,6 +471,51 @@ def sweep(
             progress.say("some runs are being run by another process: run the same command again when they are done")
     _print_results(plan, outcome.rows, form, results)
     return outcome.exit_code
+
+
+def _submit(
+    config: Path, assignments: list[str], site_file: Path | None, dry_run: bool, retry_failed: bool, form: str
+) -> int | None:
+    """`gantool sweep` where there is Slurm."""
+    from gantool import results
+    from gantool import sweep as verb
+    from gantool.config.site import load_site
+    from gantool.data.pack import ensure_packed
+    from gantool.errors import EXIT_FAILED
+    from gantool.status import plan_states
+    from gantool.submit import preview, submit
+
+    site, _ = load_site(site_file)
+    plan = verb.plan(config, assignments, on_slurm=True)
+    if dry_run:
+        script, said = preview(plan, site, retry_failed)
+        _print_states(plan_states(plan), form)
+        if script and form == "table":
+            print(f"\n{script}\nsbatch --test-only: {said}")
+        return None
+    with _progress() as progress:
+        for note in plan.notes:
+            progress.say(note)
+        for data, folder in dict.fromkeys((t.config.data, t.config.runtime.data_dir) for t in plan.trials):
+            ensure_packed(data, Path(folder), progress)
+        done = submit(plan, site, progress, retry_failed)
+        for note in done.notes:
+            progress.say(note)
+        counts = {state: list(done.states.values()).count(state) for state in dict.fromkeys(done.states.values())}
+        before = ", ".join(f"{number} {state}" for state, number in counts.items())
+        what = f"{done.num_runs} submitted" if done.num_runs else "nothing to submit"
+        progress.say(f"sweep {plan.name}: {len(plan.trials)} runs ({before} before): {what}")
+        if done.report:
+            progress.say(f"job {done.report} writes the results to {plan.folder} when they have ended")
+            progress.say(f"look with: gantool status {plan.folder}; end with: gantool cancel {plan.folder}")
+        if not done.num_runs and ("failed" in counts or "diverged" in counts):
+            progress.say("to try failed runs again: --retry-failed")
+    for array in done.arrays:
+        print(array)
+    if not done.num_runs and set(counts) <= {"done", "failed", "diverged", "cancelled"}:
+        rows, _ = verb.gather(plan)
+        _print_results(plan, rows, form, results)
+    return EXIT_FAILED if {"failed", "diverged"} & set(counts) and not done.num_runs else None
 
 
 def _prepare_scores(path: Path, assignments: list[str]) -> None:
@@ -486,16 +549,69 @@ def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
         print_table(headers, cells, results.caption(plan, rows))
 
 
+Folder = Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")]
+
+
 @_verb("status")
 def status(
-    folder: Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")],
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 30 seconds, until Ctrl-C.")] = False,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
 ) -> int | None:
-    """What every run is doing, from its files alone."""
+    """What every run is doing: from its files, and from Slurm where it was submitted."""
     from gantool.status import trial_states
+    from gantool.terminal import clear_screen
 
     _choose("--format", form, ("table", "json", "csv", "markdown"))
-    _print_states(trial_states(folder), form)
+    if watch and form != "table":
+        raise UsageError("--watch goes with --format table", "leave one of them out")
+    while True:
+        states, silence = trial_states(folder)
+        if watch:
+            clear_screen()
+        _print_states(states, form)
+        if silence:
+            _complain("warning", f"{silence}: the states are those of the files alone", None)
+        if not watch:
+            return None
+        time.sleep(30)
+
+
+@_verb("cancel")
+def cancel(
+    folder: Folder,
+    which: Annotated[
+        list[str] | None, typer.Argument(help="Only these: AXIS=LABEL, seed=N, state=STATE (all must fit), or a run.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Let cancelled runs go on at the next gantool sweep.")] = False,
+) -> int | None:
+    """End runs for good, on the cluster or here: what they have is saved, and no job starts them again."""
+    from gantool.cancel import cancel as run
+
+    done = run(folder, which or [], undo)
+    for trial in done.runs:
+        print(trial.run.path)
+    with _progress() as progress:
+        jobs = f", {len(done.jobs)} jobs ended" if done.jobs else ""
+        left = f"; {done.left} are done and stay so" if done.left else ""
+        progress.say(f"{len(done.runs)} runs {'may go on' if undo else 'cancelled'}{jobs}{left}")
+    return None
+
+
+@_verb("report")
+def report(
+    folder: Folder,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+) -> int | None:
+    """Gather the scores there are, also while a sweep goes on: write results.csv, .json, .md, and print the table."""
+    from gantool import results
+    from gantool import sweep as verb
+    from gantool.manifest import load_trials
+
+    _choose("--format", form, ("table", "json", "csv", "markdown"))
+    plan = load_trials(folder)
+    rows, _ = verb.gather(plan)
+    _print_results(plan, rows, form, results)
     return None
 
 

@@ -52,11 +52,13 @@ class InterruptedRun(BaseException):
     """A signal or the time limit stopped the run; its state is saved (exit code 75).
 
     Like KeyboardInterrupt no `Exception`: it may come at any line, and nothing on the way may take it for a failure.
+    `reason` is what the run's mark `stopped` says: the name of the signal, or 'the time limit'.
     """
 
     exit_code = EXIT_INTERRUPTED
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, reason: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.reason = reason

@@ -1,4 +1,4 @@
-"""Why a run should leave early: USR2, SIGTERM, Ctrl-C, or the coming end of its time limit."""
+"""Why a run should leave early: USR2, SIGTERM, Ctrl-C, the coming end of its time limit, or `gantool cancel`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from gantool.errors import InterruptedRun
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+CANCELLED = int(signal.SIGQUIT)
+"""What `pending` says when the run was cancelled; SIGQUIT itself is not caught."""
+_LOOK_SECONDS = 2.0  # between two looks for the mark
 
 
 class Interrupts:
@@ -26,6 +30,8 @@ class Interrupts:
     def __init__(self) -> None:
         self.signal_number = 0
         self.margin_seconds = 10.0
+        self.cancel_mark: Path | None = None  # a file whose appearance cancels the run
+        self._looked = 0.0
         self._polled = False
         text = os.environ.get("GANTOOL_DEADLINE", "")
         self._deadline = float(text) if text.replace(".", "", 1).isdigit() else float("inf")
@@ -50,20 +56,29 @@ class Interrupts:
             self._polled = False
 
     def pending(self) -> int:
-        """The signal that came (SIGALRM stands for the time limit), or 0."""
-        if not self.signal_number and time.time() > self._deadline - self.margin_seconds:
+        """The signal that came (SIGALRM stands for the time limit, CANCELLED for `gantool cancel`), or 0."""
+        if self.signal_number:
+            return self.signal_number
+        now = time.time()
+        if now > self._deadline - self.margin_seconds:
             self.signal_number = int(signal.SIGALRM)
+        elif self.cancel_mark and now - self._looked > _LOOK_SECONDS:
+            self._looked = now
+            if self.cancel_mark.exists():
+                self.signal_number = CANCELLED
         return self.signal_number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = bool(self.signal_number)
         self.signal_number = self.signal_number or number  # known to the loop, should something swallow the exception
         if not self._polled:
-            raise InterruptedRun(f"stopped by {describe(number)}, outside training", "run the same command again")
+            text = f"stopped by {describe(number)}, outside training"
+            raise InterruptedRun(text, "run the same command again", describe(number))
         if number == signal.SIGINT and again:
             raise KeyboardInterrupt
 
 
 def describe(number: int) -> str:
-    """'SIGTERM', or 'the time limit'."""
-    return "the time limit" if number == signal.SIGALRM else signal.Signals(number).name
+    """'SIGTERM', 'the time limit' or 'gantool cancel'."""
+    words = {int(signal.SIGALRM): "the time limit", CANCELLED: "gantool cancel"}
+    return words.get(number) or signal.Signals(number).name

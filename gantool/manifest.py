@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from gantool import files
 from gantool.config.grid import Labels, Report
 from gantool.config.schema import RunConfig
+from gantool.config.sweep_file import SlurmConfig
 from gantool.errors import GantoolError, UsageError
 from gantool.runs import RunDirectory, State
 
@@ -59,6 +60,7 @@ class SweepPlan:
     report: Report = field(default_factory=Report)
     file: Path | None = None
     slots: int | None = None
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     notes: tuple[str, ...] = ()
 
 

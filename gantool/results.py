@@ -19,7 +19,9 @@ from gantool import files
 from gantool.config.grid import Labels, Report
 from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
+from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial
+from gantool.submissions import Jobs
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Row:
     data_title: str = ""
     protocol: Any = None
     warnings: tuple[str, ...] = ()
+    cause: str = ""
+    """Why it failed, or what it waits for."""
+    output: tuple[str, ...] = ()
+    """The last lines it wrote, when it failed."""
 
     @property
     def protocol_digest(self) -> str:
@@ -83,17 +89,29 @@ class Group:
 
 def collect(trials: Iterable[Trial]) -> list[Row]:
     """A row for each score of each run that is done, and one for each other run."""
-    return [row for trial in trials for row in _rows_of(trial)]
+    trials = list(trials)
+    jobs = Jobs(trial.run for trial in trials)
+    return [row for trial in trials for row in _rows_of(trial, jobs)]
 
 
-def _rows_of(trial: Trial) -> list[Row]:
+def scores_of(trial: Trial) -> dict[str, float]:
+    """All numbers of the scores of a run that is done."""
+    scores = (trial.run.result() or {}).get("scores")
+    found = [_numbers(score.get("values")) for score in scores] if isinstance(scores, list) else []
+    return {name: value for values in found for name, value in values.items()}
+
+
+def _rows_of(trial: Trial, jobs: Jobs) -> list[Row]:
     try:
-        state: str = trial.state()
-    except GantoolError:
-        state = "failed"
+        state, words = jobs.state(trial.run, trial.state())
+    except GantoolError as error:
+        state, words = "failed", error.message
     result = (trial.run.result() if state == "done" else None) or {}
     step, scores = result.get("step"), result.get("scores")
     bare = Row(trial.labels, trial.seed, str(trial.run.path), state, step)
+    if state in ("failed", "diverged"):
+        said = "" if words else str(trial.run.status().get("message", ""))
+        bare = replace(bare, cause=words or said, output=last_output(trial.run))
     rows = []
     for score in scores if isinstance(scores, list) else []:
         values = _numbers(score.get("values"))
@@ -314,7 +332,11 @@ def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
         lines.append(f"Difference: {plan.report.metric} against {baseline}, paired by seed.")
     missing = [row for row in rows if not row.values]
     lines += ["", f"Runs without a score: {len(missing)} of {len(rows)}.", ""] if missing else [""]
-    lines += [f"- `{row.run}`: {row.state}" for row in missing if row.state != "done"]
+    for row in missing:
+        if row.state != "done":
+            lines.append(f"- `{row.run}`: {row.state}{': ' if row.cause else ''}{row.cause}")
+        if row.output:
+            lines += ["", "  ```", *(f"  {line}" for line in row.output), "  ```", ""]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     for digest, group in protocols.items():
         lines += ["", f"Protocol {digest} ({group.data_title}): `{json.dumps(group.protocol)}`"]
@@ -331,7 +353,10 @@ def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
     if any(group.difference for group in groups):
         baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
         lines.append(f"difference: {plan.report.metric} against {baseline}, paired by seed")
-    lines += [f"without a score: {row.run} ({row.state})" for row in rows if not row.values]
+    for row in rows:
+        if not row.values:
+            lines.append(f"without a score: {row.run} ({row.state}{': ' if row.cause else ''}{row.cause})")
+            lines += [f"    {line}" for line in row.output]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     lines += [
         f"protocol {digest} ({group.data_title}): {_protocol_text(group.protocol)}"

@@ -4,7 +4,8 @@ config.yaml  run.json      complete config; versions, data digest, host
 status.json                what the run is doing, replaced as it goes
 journal.jsonl  log.txt     numbers by step; words
 checkpoints/ snapshots/ samples/ curves.png scores/
-stopped  cancelled         marks: left early and wants to go on; must not go on
+stopped  cancelled         marks: left early (why) and wants to go on; must not go on
+starts.jsonl job.json      each start: job, host, step; the submission to Slurm that the run is part of
 result.json                the run is done
 lock                       held (flock) by the process that trains
 """
@@ -29,7 +30,12 @@ from gantool.config.loader import validate
 from gantool.config.schema import RunConfig, digest_of
 from gantool.errors import GantoolError, UsageError
 
-State = Literal["planned", "running", "stopped", "lost", "unscored", "done", "failed", "diverged", "cancelled"]
+State = Literal[
+    "planned", "running", "stopped", "lost", "unscored", "done", "failed", "diverged", "cancelled",
+    "queued", "held", "requeued",
+]  # fmt: skip
+"""The last three are known to a cluster only: see `submissions`."""
+_MAX_STARTS = 3  # of one job at the same step
 
 
 class RunBusy(GantoolError):
@@ -91,7 +97,7 @@ class RunDirectory:
             "message": message,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "job": job_id(),
             "time": round(time.time(), 3),
         }
         files.write_json(self.path / "status.json", value)
@@ -112,6 +118,18 @@ class RunDirectory:
     def marked(self, name: Literal["stopped", "cancelled"]) -> bool:
         """Whether a mark is set."""
         return (self.path / name).exists()
+
+    def note_start(self, step: int) -> None:
+        """Add a line to starts.jsonl; GantoolError when one job starts at the same step for the third time, since a job
+        that is requeued without ever saving a later step would go on so for ever."""
+        starts, job = Journal(self.path / "starts.jsonl"), job_id()
+        before = starts.rows()[-_MAX_STARTS + 1 :] if job else []
+        facts = {"step": step, "job": job, "host": socket.gethostname(), "time": round(time.time(), 3)}
+        starts.append(facts)
+        if sum(row.get("job") == job and row["step"] == step for row in before) == _MAX_STARTS - 1:
+            text = f"{self.path}: stalled: job {job} started {_MAX_STARTS} times at step {step}"
+            hint = "give it more time (slurm.time), or checkpoint more often (runtime.checkpoint_every)"
+            raise GantoolError(text, hint)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -194,6 +212,12 @@ def find_snapshot(path: Path) -> Path:
     return found[-1]
 
 
+def job_id() -> str:
+    """The Slurm job this process is part of: `57`, an array task as `57_3`; empty outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
 def eval_digest(config: RunConfig) -> str:
     """Digest of the `eval:` section: which scores a finished run must have."""
     return digest_of(config.eval.identity() if config.eval else None)
@@ -212,7 +236,7 @@ def _try_lock(file: IO[bytes], kind: int) -> bool:
 
 
 class Journal:
-    """journal.jsonl: one JSON object a line, `step` strictly growing. Append-only but for `rewind`."""
+    """journal.jsonl: one JSON object a line, each with its `step`. Append-only but for `rewind`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

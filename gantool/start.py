@@ -12,7 +12,7 @@ from gantool.config.document import parse_assignment
 from gantool.config.loader import load_run_config, overlay, read_run_document, validate_run
 from gantool.config.schema import RunConfig
 from gantool.errors import GantoolError, InterruptedRun, UsageError
-from gantool.interrupts import Interrupts
+from gantool.interrupts import Interrupts, describe
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 
@@ -57,8 +57,10 @@ def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, t
     """Train `run` in this process, as one rank of WORLD_SIZE; what goes wrong stays with the run, in its log.txt."""
     try:
         _train(settings, run, interrupts, terminal)
-    except InterruptedRun:
-        run.mark("stopped")
+    except InterruptedRun as stop:
+        if not run.marked("cancelled"):
+            number = interrupts.signal_number
+            run.mark("stopped", describe(number) if number else stop.reason)
         raise
     except GantoolError:
         raise

@@ -1,4 +1,5 @@
-"""The verb `status`: what every trial is doing, from the files of the run directories alone. No torch."""
+"""The verb `status`: what every trial is doing, from the files of the run directories, one squeue where runs were
+submitted to Slurm, and accounting if it works. Needs no living process. No torch."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from gantool.config.grid import Labels
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial, load_trials
-from gantool.results import collect
+from gantool.results import scores_of
 from gantool.runs import State
+from gantool.submissions import Jobs
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,32 @@ class TrialStatus:
     silent_seconds: float | None = None
     """Since it last wrote its status, for a trial that is running or lost."""
     message: str = ""
-    """What it does, or the cause of its failure."""
+    """What it does, why it waits, or the cause of its failure."""
     host: str = ""
     job: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     """When done: each metric."""
 
 
-def trial_states(folder: Path) -> list[TrialStatus]:
-    """All trials of a sweep (its folder, with sweep.json), a single run directory, or a folder of run directories.
+def trial_states(folder: Path) -> tuple[list[TrialStatus], str]:
+    """All trials of a sweep (its folder, with sweep.json), a single run directory, or a folder of run directories; and
+    why nothing is known of their jobs, where Slurm does not answer (else empty).
 
-    UsageError when `folder` is none of these. A thousand trials of a sweep take about a second.
+    UsageError when `folder` is none of these.
     """
-    return plan_states(load_trials(folder))
+    plan = load_trials(folder)
+    jobs = Jobs(trial.run for trial in plan.trials)
+    return _states(plan, jobs), jobs.silence.message if jobs.silence else ""
 
 
 def plan_states(plan: SweepPlan) -> list[TrialStatus]:
-    """The same for a plan."""
+    """The trials of a plan."""
+    return _states(plan, Jobs(trial.run for trial in plan.trials))
+
+
+def _states(plan: SweepPlan, jobs: Jobs) -> list[TrialStatus]:
     now = time.time()
-    return [_trial_status(trial, now) for trial in plan.trials]
+    return [_trial_status(trial, now, jobs) for trial in plan.trials]
 
 
 def counts(statuses: list[TrialStatus]) -> dict[State, int]:
@@ -62,20 +71,22 @@ def counts(statuses: list[TrialStatus]) -> dict[State, int]:
     return found
 
 
-def _trial_status(trial: Trial, now: float) -> TrialStatus:
+def _trial_status(trial: Trial, now: float, jobs: Jobs) -> TrialStatus:
     path, labels, seed = trial.run.path, trial.labels, trial.seed
     try:
-        state = trial.state()
+        state, words = jobs.state(trial.run, trial.state())
     except GantoolError as error:  # a damaged config.yaml must not hide the other runs
         return TrialStatus(path, trial.title, labels, seed, "failed", message=error.message)
     said = trial.run.status()
+    job = jobs.of(trial.run)
     if state == "running" and said.get("state") != "running":  # its first words are still to come
         said = {**said, "message": "starting", "images_per_second": None}
     step, total, rate = said.get("step"), said.get("total"), said.get("images_per_second") or None
     alive = state == "running"
-    message = str(said.get("message", "")) if state not in ("planned", "cancelled") else ""
+    message = words or (str(said.get("message", "")) if state not in ("planned", "cancelled", "queued") else "")
     if state == "lost":
-        message = next(iter(last_output(trial.run, 1)), "") or "its process is gone without a word"
+        message = " - ".join(filter(None, [words, next(iter(last_output(trial.run, 1)), "")]))
+        message = message or "its process is gone without a word"
     return TrialStatus(
         run=path,
         title=trial.title,
@@ -89,10 +100,8 @@ def _trial_status(trial: Trial, now: float) -> TrialStatus:
         silent_seconds=max(0.0, now - said["time"]) if "time" in said and state in ("running", "lost") else None,
         message=message,
         host=str(said.get("host", "")),
-        job=str(said.get("job", "")),
-        scores={name: value for row in collect([trial]) for name, value in row.values.items()}
-        if state == "done"
-        else {},
+        job=job.id if job and job.alive else str(said.get("job", "")),
+        scores=scores_of(trial) if state == "done" else {},
     )
 
 
@@ -116,6 +125,7 @@ def status_rows(statuses: list[TrialStatus]) -> list[dict[str, Any]]:
             "images/s": status.images_per_second,
             "left s": status.left_seconds and round(status.left_seconds),
             "silent s": status.silent_seconds and round(status.silent_seconds),
+            "job": status.job,
             **{name: status.scores.get(name) for name in names},
             "message": status.message,
         }

@@ -17,7 +17,7 @@ from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, write_manifest
 from gantool.progress import Progress
-from gantool.results import Row, collect, number_text, write_results
+from gantool.results import Row, collect, number_text, scores_of, write_results
 from gantool.runs import RunDirectory, State
 
 TRAIN = (sys.executable, "-m", "gantool", "train")
@@ -47,12 +47,14 @@ class SweepOutcome:
         return EXIT_INTERRUPTED if any(outcome.state == "running" for outcome in self.outcomes) else EXIT_DONE
 
 
-def plan(path: Path, assignments: Sequence[str] = (), folder: Path = Path("sweeps")) -> SweepPlan:
+def plan(
+    path: Path, assignments: Sequence[str] = (), folder: Path = Path("sweeps"), on_slurm: bool = False
+) -> SweepPlan:
     """The runs of the sweep file at `path`, all of them checked; writes nothing. `folder` holds all sweeps.
 
-    ConfigError lists all problems. `assignments` (`a.b=c`) change the base of every run.
+    ConfigError lists all problems. `assignments` (`a.b=c`) change the base of every run, or what they ask of Slurm.
     """
-    grid = read_grid(path, assignments)
+    grid = read_grid(path, assignments, on_slurm)
     trials = tuple(
         Trial(
             RunDirectory(Path(point.config.runtime.runs_dir) / point.config.run_id),
@@ -62,7 +64,7 @@ def plan(path: Path, assignments: Sequence[str] = (), folder: Path = Path("sweep
         )
         for point in grid.points
     )
-    return SweepPlan(grid.name, folder / grid.name, trials, grid.report, path, grid.slots, grid.notes)
+    return SweepPlan(grid.name, folder / grid.name, trials, grid.report, path, grid.slots, grid.slurm, grid.notes)
 
 
 def describe(plan: SweepPlan) -> dict[State, list[Trial]]:
@@ -109,12 +111,17 @@ def run(
             teller.tell(outcome, "earlier; to start it again: --retry-failed")
     runner = LocalRunner(chosen, command, wanted.__contains__, teller.start, teller.end, teller.step)
     num_signals = runner.run(todo)
-    rows = collect(plan.trials)
-    written = write_results(plan, rows)
+    rows, written = gather(plan)
     if any(outcome.state == "stopped" for outcome in runner.outcomes) or len(runner.outcomes) < len(todo):
         raise _interrupted(plan, runner.outcomes, num_signals)
     by_path = {outcome.trial.run.path: _latest(outcome) for outcome in [*left_alone, *runner.outcomes]}
     return SweepOutcome(plan, tuple(by_path[trial.run.path] for trial in plan.trials), tuple(rows), tuple(written))
+
+
+def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:
+    """The scores there are, and the files they are written to, in the sweep's folder."""
+    rows = collect(plan.trials)
+    return rows, write_results(plan, rows)
 
 
 def _latest(outcome: Outcome) -> Outcome:
@@ -174,8 +181,8 @@ class _Teller:
         self.progress.step("trials", self.num_ended, self.total, detail)
 
     def _score(self, outcome: Outcome) -> list[str]:
-        rows = collect([outcome.trial]) if outcome.state == "done" and self.metric else []
-        return [f"{self.metric} {number_text(row.values[self.metric])}" for row in rows if self.metric in row.values]
+        scores = scores_of(outcome.trial) if outcome.state == "done" else {}
+        return [f"{self.metric} {number_text(scores[self.metric])}"] if self.metric in scores else []
 
 
 def time_text(seconds: float) -> str:

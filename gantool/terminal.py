@@ -99,6 +99,11 @@ class LoggedProgress:
         self.inner.step(what, done, total, detail)
 
 
+def clear_screen() -> None:
+    """Begin at the top again, where stdout is a terminal."""
+    Console().clear()
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """A table on stdout, as wide as the terminal (never cut where stdout is no terminal)."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)

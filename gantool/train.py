@@ -27,7 +27,7 @@ from gantool.config.schema import RunConfig
 from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
-from gantool.interrupts import Interrupts, describe
+from gantool.interrupts import CANCELLED, Interrupts, describe
 from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Progress
@@ -161,6 +161,8 @@ class Trainer:
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()
         self._window_step = self._saved_step = 0
+        if runtime.is_main:
+            interrupts.cancel_mark = run.path / "cancelled"
         self.scores = ScoresInTraining(run, config.eval, runtime, progress, score, lambda: bool(interrupts.pending()))
 
     def run_to_end(self) -> None:
@@ -169,6 +171,7 @@ class Trainer:
         state, runtime = self.state, self.runtime
         runtime.start_tracking(self.run.path.name, self.config.model_dump(mode="json"))
         with self.interrupts.polled(), _cause_in_status(self.run, runtime, lambda: state.step, self.total):
+            runtime.on_main(lambda: self.run.note_start(state.step))
             self.maintain()
             while state.step < self.total:
                 self.train_step()
@@ -336,9 +339,12 @@ class Trainer:
         why = describe(signal_number)
         if self.runtime.is_main:
             self.run.write_status("stopped", self.state.step, self.total, self.rate, f"stopped by {why}")
+            if signal_number != CANCELLED:
+                self.run.mark("stopped", why)
         self.runtime.highest(0)  # no rank leaves before rank 0 has saved
-        hint = f"go on with: gantool train {self.run.path}"
-        raise InterruptedRun(f"{self.run.path}: stopped by {why} at step {self.state.step}, everything is saved", hint)
+        hint = f"go on with: gantool train {self.run.path}" if signal_number != CANCELLED else None
+        text = f"{self.run.path}: stopped by {why} at step {self.state.step}, everything is saved"
+        raise InterruptedRun(text, hint, why)
 
     def _resume(self) -> None:
         """Take the newest whole checkpoint, if any, and bring the files of the run back to its step."""

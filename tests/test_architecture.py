@@ -16,9 +16,21 @@ from gantool.runs import RunDirectory
 PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
     {"config", "errors", "files", "progress", "randomness"},
-    {"models", "custom", "losses", "penalties", "data", "metrics", "runtime", "runs", "interrupts", "launch"},
-    {"checkpoint", "state", "manifest", "results", "local"},
-    {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare"},
+    {
+        "models",
+        "custom",
+        "losses",
+        "penalties",
+        "data",
+        "metrics",
+        "runtime",
+        "runs",
+        "interrupts",
+        "launch",
+        "cluster",
+    },
+    {"checkpoint", "state", "manifest", "results", "local", "submissions"},
+    {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
     {"train", "train_scores", "evaluate", "bench"},
     {"cli", "start", "scoring", "tables", "terminal", "__main__"},
 ]
@@ -33,6 +45,10 @@ WALLS = {
 }
 TORCH_FREE = ["gantool.cli", "gantool.config", "gantool.errors", "gantool.runs", "gantool.sweep", "gantool.status"]
 TORCH_FREE += [
+    "gantool.cluster",
+    "gantool.submissions",
+    "gantool.submit",
+    "gantool.cancel",
     "gantool.results",
     "gantool.prepare",
     "gantool.data.pack",
@@ -128,7 +144,7 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
     for words, code, text in (
         (["--help"], 0, "sweep"),
         (["train", "bad.yaml"], 2, "did you mean 'batch'?"),
-        (["sweep", "sweep.yaml", "--dry-run"], 0, "planned"),
+        (["sweep", "sweep.yaml", "--local", "--dry-run"], 0, "planned"),
         (["config-schema"], 0, "latent_dim"),
         (["status", "runs"], 0, "1 runs: 1 planned"),
     ):

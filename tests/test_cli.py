@@ -121,18 +121,18 @@ def test_a_sweep_from_the_command_line_twice(gantool: Gantool, tiny: Path, tmp_p
     sweep = tmp_path / "s.yaml"
     sweep.write_text("base: tiny.yaml\nvary: {augment: [none, basic]}\nseeds: 2\n")
     words = ("--set", "eval={num: 100}", "--set", "steps=10")
-    planned = json.loads(gantool("sweep", sweep, "--dry-run", "-f", "json", *words).stdout)
+    planned = json.loads(gantool("sweep", sweep, "--local", "--dry-run", "-f", "json", *words).stdout)
     assert [row["state"] for row in planned] == ["planned"] * 4 and not (tmp_path / "runs").exists()
-    first = gantool("sweep", sweep, "-f", "json", *words)
+    first = gantool("sweep", sweep, "--local", "-f", "json", *words)
     assert first.returncode == 0, first.stderr
     groups = json.loads(first.stdout)["groups"]
     assert {group["labels"]["augment"] for group in groups} == {"none", "basic"}
     assert all(group["spreads"]["fid"]["n"] == 2 and group["spreads"]["is"]["mean"] >= 1 for group in groups)
     times = {path: path.stat().st_mtime for path in (tmp_path / "runs").glob("*/result.json")}
-    again = gantool("sweep", sweep, *words)
+    again = gantool("sweep", sweep, "--local", *words)
     assert again.returncode == 0 and "0 to run, 4 done" in again.stderr
     assert "fid" in again.stdout and "±" in again.stdout
     assert times == {path: path.stat().st_mtime for path in (tmp_path / "runs").glob("*/result.json")}
-    more = gantool("sweep", sweep, *words, "--set", "eval={num: 120}")
+    more = gantool("sweep", sweep, "--local", *words, "--set", "eval={num: 120}")
     assert more.returncode == 0 and "4 to run" in more.stderr  # trained already: only the scores are new
     assert {json.loads(path.read_text())["step"] for path in times} == {10}

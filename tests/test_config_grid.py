@@ -310,7 +310,7 @@ def test_schema_describes_every_key_and_no_torch_is_loaded(tmp_path: Path) -> No
     schema = SweepConfig.model_json_schema()
     for model in (schema, *schema["$defs"].values()):
         assert all(prop.get("description") for prop in model["properties"].values())
-    assert set(schema["properties"]) == {"name", "base", "vary", "also", "except", "seeds", "slots", "report"}
+    assert set(schema["properties"]) == {"name", "base", "vary", "also", "except", "seeds", "slots", "slurm", "report"}
     grid_of(tmp_path, ABLATION)
     code = "import sys; from pathlib import Path; from gantool.config.grid import read_grid\n"
     code += "read_grid(Path('grid.yaml')); sys.exit('torch' in sys.modules)"

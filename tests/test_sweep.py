@@ -429,7 +429,7 @@ def test_manifest_belongs_to_one_sweep_file_and_can_be_moved(place: Place, monke
     for name in ("sweeps", "runs"):
         (place.path / name).rename(place.path / "moved" / name)
     monkeypatch.chdir("/")
-    states = trial_states(place.path / "moved/sweeps/grid")
+    states = trial_states(place.path / "moved/sweeps/grid")[0]
     assert [status.state for status in states] == ["done"] * 4
     assert [trial.labels for trial in load_trials(place.path / "moved/sweeps/grid").trials][2] == {"augment": "basic"}
 

@@ -27,7 +27,7 @@ from gantool.config.loader import (
     with_parents,
 )
 from gantool.config.schema import RunConfig, format_error_key
-from gantool.config.sweep_file import MAX_RUNS, ReportConfig, SweepConfig
+from gantool.config.sweep_file import MAX_RUNS, ReportConfig, SlurmConfig, SweepConfig
 from gantool.errors import ConfigError, UsageError
 
 Labels = dict[str, str]
@@ -61,6 +61,7 @@ class Grid:
     points: tuple[Point, ...]
     report: Report
     slots: int | None
+    slurm: SlurmConfig
     notes: tuple[str, ...]
 
 
@@ -71,26 +72,30 @@ class _Axis:
     settings: dict[str, Document]  # label -> what it sets
 
 
-def read_grid(path: Path, assignments: Sequence[str] = (), num_ranks: int = 1) -> Grid:
-    """Read the sweep file at `path`; `assignments` (`a.b=c`) change the base, beneath the axes.
+def read_grid(path: Path, assignments: Sequence[str] = (), on_slurm: bool = False) -> Grid:
+    """Read the sweep file at `path`; `assignments` (`a.b=c`) change the base, beneath the axes, or the sweep's `slurm`.
 
-    ConfigError lists everything that is wrong with the file or with any of its runs (of `num_ranks` processes each).
+    ConfigError lists everything that is wrong with the file or with any of its runs, which have several processes each
+    only `on_slurm`.
     """
     source = read_document(path)
     if not {"base", "vary"} & set(source.tree):
         raise UsageError(
             f"{path}: this is a run, not a sweep (it has no 'base')", f"start it with: gantool train {path}"
         )
+    asked = [parse_assignment(text) for text in assignments]
+    source = overlay(source, *(change for change in asked if "slurm" in change.tree))
+    changes = [change for change in asked if "slurm" not in change.tree]
     sweep = validate(SweepConfig, source)
     name = sweep.name or path.stem
     validate(SweepConfig, Document({"name": name, "base": {}}, source.where, source.name))  # the stem may be unfit
-    changes = [parse_assignment(text) for text in assignments]
     reader = _Reader(sweep, source)
     cells = reader.cells(changes)
     base = overlay(Document({"name": name}, {}, source.name), _read_base(sweep.base, source, path), *changes)
+    num_ranks = sweep.slurm.num_ranks() if on_slurm else 1
     configs = _validated(base, cells, num_ranks, reader.key_lines())
     points, notes = _unique(sweep.seeds, cells, configs, source)
-    return Grid(name, points, _report(sweep.report, points, source), sweep.slots, notes)
+    return Grid(name, points, _report(sweep.report, points, source), sweep.slots, sweep.slurm, notes)
 
 
 def label_of(value: Any) -> str:

@@ -5,9 +5,10 @@ Only the form of the file is known here; what it stands for is in `grid`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gantool.config.base import NAME_PATTERN, Model, Positive
@@ -53,6 +54,59 @@ def _check_seeds(value: Any) -> Any:
     return value
 
 
+_TIME = re.compile(r"^(?:(\d+) *d)? *(?:(\d+) *h)? *(?:(\d+) *m)?$")
+
+
+def _check_time(value: Any) -> Any:
+    if value is None:
+        return None
+    found = _TIME.match(value) if isinstance(value, str) else None
+    days, hours, minutes = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    if days + hours + minutes == 0:
+        raise _refuse(f"found {value!r}, expected a time like 4h, 90m or '2d 12h'", "Slurm counts in whole minutes")
+    return value
+
+
+def minutes_of(time: str) -> int:
+    """`4h`, `90m`, `2d 12h` in minutes."""
+    found = _TIME.match(time)
+    assert found
+    days, hours, minutes = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+class SlurmConfig(Model):
+    """What each run asks of a Slurm cluster; account, partition and the like stand in the site's site.yaml."""
+
+    time: Annotated[str | None, BeforeValidator(_check_time)] = None
+    """Time limit of a job, e.g. 4h, 90m, 2d 12h; a run that needs more saves, and goes on in the next one. null: the
+    partition's default."""
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    """GPUs on each node, with a process for each; null: 1, or none where runtime.device is cpu."""
+    nodes: Positive = 1
+    """Nodes of each run."""
+    tasks: Positive | None = None
+    """Processes on each node; null: as many as GPUs."""
+    cpus: Positive | None = None
+    """CPUs of each process; null: as site.yaml says."""
+    mem: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = None
+    """Memory of each node, e.g. 32G; null: as site.yaml says."""
+    pack: Annotated[int, Field(ge=1, le=64)] = 1
+    """Runs that share one GPU at the same time."""
+    at_once: Positive | None = None
+    """Jobs at the same time; null: as many as Slurm gives."""
+
+    @model_validator(mode="after")
+    def _check_pack(self) -> SlurmConfig:
+        if self.pack > 1 and (self.nodes > 1 or (self.gpus or 0) > 1 or (self.tasks or 0) > 1):
+            raise _refuse("pack: several runs share one GPU of one node", "leave out nodes, gpus and tasks, or pack")
+        return self
+
+    def num_ranks(self) -> int:
+        """Processes of each run."""
+        return 1 if self.pack > 1 else self.nodes * (self.tasks or self.gpus or 1)
+
+
 class ReportConfig(Model):
     """What the table of a sweep looks at."""
 
@@ -84,5 +138,7 @@ class SweepConfig(Model):
     """Number of seeds (from 0 on) or a list of them, for every combination; null: the seed of the base."""
     slots: Positive | None = None
     """Runs at the same time on this machine; null: one for each GPU, or else one for each CPU (4 at most)."""
+    slurm: SlurmConfig = SlurmConfig()
+    """What each run asks of a Slurm cluster, where there is one."""
     report: ReportConfig = ReportConfig()
     """The table of results."""

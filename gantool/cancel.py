@@ -1,0 +1,79 @@
+"""The verb `cancel`: runs that must not go on, on a cluster or here. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gantool import cluster
+from gantool.errors import UsageError
+from gantool.manifest import SweepPlan, Trial, load_trials
+from gantool.submissions import Jobs
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What a call has done."""
+
+    runs: tuple[Trial, ...]
+    """Marked now."""
+    jobs: tuple[str, ...]
+    """Ended by scancel."""
+    left: int
+    """Runs of the selection that are done, and stay so."""
+
+
+def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False) -> Cancelled:
+    """Mark the runs in `folder` that are not done as cancelled, then end those jobs that have no other runs; a process
+    that trains such a run sees the mark within seconds, saves, and leaves. `undo` takes the marks away again.
+
+    words: `axis=label`, `seed=1` or `state=failed`, all of which must fit; or the name of a run directory.
+    """
+    plan = load_trials(folder)
+    jobs = Jobs(trial.run for trial in plan.trials)
+    states = {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in plan.trials}
+    chosen = [trial for trial in _chosen(plan, words, states) if states[trial.run.path] != "done"]
+    left = len(_chosen(plan, words, states)) - len(chosen)
+    if undo:
+        marked = [trial for trial in chosen if states[trial.run.path] == "cancelled"]
+        for trial in marked:
+            trial.run.unmark("cancelled")
+            (trial.run.path / "job.json").unlink(missing_ok=True)  # a job that scancel ended counts no more
+        return Cancelled(tuple(marked), (), left)
+    fresh = [trial for trial in chosen if not trial.run.marked("cancelled")]
+    for trial in fresh:  # before the jobs end, so that none of them is started again
+        trial.run.mark("cancelled", "gantool cancel")
+    if jobs.silence:
+        raise jobs.silence
+    alive = {trial.run.path: job.id for trial in plan.trials if (job := jobs.of(trial.run)) and job.alive}
+    ending = {alive[trial.run.path] for trial in chosen if trial.run.path in alive}
+    others = {alive[t.run.path] for t in plan.trials if t.run.path in alive and not t.run.marked("cancelled")}
+    ids = sorted(ending - others)
+    cluster.cancel(ids)
+    return Cancelled(tuple(fresh), tuple(ids), left)
+
+
+def _chosen(plan: SweepPlan, words: Sequence[str], states: Mapping[Path, str]) -> list[Trial]:
+    trials = list(plan.trials)
+    for word in words:
+        key, equals, value = word.partition("=")
+        known = {"seed", "state", *(axis for trial in plan.trials for axis in trial.labels)}
+        if equals and key not in known:
+            raise UsageError(f"{word}: there is no axis {key!r} here", f"axes: {', '.join(sorted(known))}")
+        before = trials
+        if equals:
+            trials = [trial for trial in trials if value == _value(trial, key, states)]
+        else:
+            trials = [trial for trial in trials if trial.run.path.name == Path(os.path.normpath(word)).name]
+        if not trials:
+            there = sorted({_value(trial, key, states) or "" for trial in before}) if equals else []
+            hint = f"{key} is one of: {', '.join(there)}" if there else "give AXIS=LABEL, seed=N, state=STATE or a run"
+            raise UsageError(f"{word}: fits no run of {plan.folder}", hint)
+    return trials
+
+
+def _value(trial: Trial, key: str, states: Mapping[Path, str]) -> str | None:
+    own = {"seed": str(trial.seed), "state": states[trial.run.path]}
+    return trial.labels.get(key) or own.get(key)

@@ -1,0 +1,92 @@
+"""site.yaml: what a cluster wants to be told, the same for all sweeps, so that a sweep file can be given away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from gantool.config.base import Model, Positive
+from gantool.config.document import read_document
+from gantool.config.loader import validate
+from gantool.errors import UsageError
+
+Name = Annotated[str, Field(pattern=r"^[^\s'\"\\]+$")]
+"""One word."""
+FILE_NAME = "site.yaml"
+
+
+class SiteConfig(Model):
+    """Settings of a cluster."""
+
+    account: Name | None = None
+    """Who pays."""
+    partition: Name | None = None
+    """null: the cluster's default partition."""
+    qos: Name | None = None
+    """Quality of service."""
+    constraint: Name | None = None
+    """Features the nodes must have, e.g. a100|h100."""
+    reservation: Name | None = None
+    """A reservation to use."""
+    exclude: Name | None = None
+    """Nodes never to use, e.g. node[7,12]."""
+    gpu_type: Name | None = None
+    """Ask for this type, e.g. a100."""
+    gres: bool = False
+    """Ask for GPUs by --gres=gpu:N, as older clusters want it, not by --gpus-per-node=N."""
+    cpus: Positive | None = None
+    """CPUs of each task (one for each GPU or packed run), unless the sweep says; null: the cluster's default."""
+    mem: Name | None = None
+    """Memory of each node, e.g. 32G, unless the sweep says; null: the cluster's default."""
+    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Lines of shell to run first in each job, e.g. 'module load cuda'."""
+    sbatch: dict[Name, str | int | bool] = Field(default_factory=dict)
+    """Other options of sbatch by their long name, e.g. {mail-type: FAIL}; true: an option without a value."""
+    srun: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Other options of srun, e.g. --mpi=none."""
+    env: dict[Name, str | int] = Field(default_factory=dict)
+    """Environment variables of each job, e.g. {NCCL_DEBUG: WARN}."""
+    container: str | None = None
+    """Image (.sif) that gantool runs in, relative to this file; null: the gantool that submits."""
+    container_options: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Options of `apptainer exec` beside --nv and the folders of the runs and data, e.g. [--bind, /scratch]."""
+    interface: Name | None = None
+    """Network interface for NCCL and Gloo, where the first one is the wrong one, e.g. ib0."""
+    host_suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]*$")] = ""
+    """What makes a node's name its name in the fast network, e.g. i."""
+    scratch: str | None = None
+    """Folder on the node itself for caches and staged data; null: $SLURM_TMPDIR, $TMPDIR or /tmp."""
+    stage_data: bool = False
+    """Copy the packed data to scratch, once for each node."""
+    signal_seconds: Annotated[int, Field(ge=30, le=3600)] = 120
+    """How long before the end of its time a job is told to save and leave (Slurm may be a minute early)."""
+    max_array: Positive | None = None
+    """Largest number of array tasks in one submission; null: what the cluster allows."""
+
+
+def load_site(given: Path | None = None) -> tuple[SiteConfig, Path | None]:
+    """The site's settings and their file: `given`, else $GANTOOL_SITE, else site.yaml in the working directory, else
+    ~/.config/gantool/site.yaml; all defaults and None when there is none. ConfigError when it is wrong."""
+    for origin, path in (("--site", given), ("$GANTOOL_SITE", os.environ.get("GANTOOL_SITE"))):
+        if path:
+            if not Path(path).is_file():
+                raise UsageError(f"{origin}: there is no file {path}", "see slurm/README.md for what goes into it")
+            return _read(Path(path)), Path(path)
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
+    for found in (Path(FILE_NAME), home / "gantool" / FILE_NAME):
+        if found.is_file():
+            return _read(found), found
+    return SiteConfig(), None
+
+
+def _read(path: Path) -> SiteConfig:
+    site = validate(SiteConfig, read_document(path))
+    if site.container is None:
+        return site
+    image = path.parent / Path(site.container).expanduser()
+    if not image.exists():
+        raise UsageError(f"{path}: container: there is no image {image}", "build it (containers/README.md), or mend it")
+    return site.model_copy(update={"container": str(image.resolve())})

@@ -1,0 +1,239 @@
+"""The verb `sweep` where there is Slurm: submit what is missing, and return.
+
+Submitting is reconciling: under a lock the states of all runs are read from their files and from one squeue, and what
+is neither done nor alive is handed to sbatch in a few job arrays. So the same command resumes, retries and extends, and
+never runs a run twice. No torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gantool
+from gantool import cluster, files
+from gantool.cluster import Batch, Limits
+from gantool.config.site import SiteConfig
+from gantool.config.sweep_file import SlurmConfig, minutes_of
+from gantool.errors import GantoolError, UsageError
+from gantool.manifest import SweepPlan, Trial, write_manifest
+from gantool.progress import Progress
+from gantool.runs import RunDirectory, State
+from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
+
+JOB_SCRIPT = Path(gantool.__file__).parent / "job.sh"
+_TO_SUBMIT: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
+_FAILED: frozenset[State] = frozenset({"failed", "diverged"})
+_REPORT = SlurmConfig(time="30m", gpus=0, cpus=1)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a call has done."""
+
+    states: dict[Path, State]
+    """Of each run, before."""
+    arrays: dict[str, int]
+    """Id of each new job array -> number of its runs."""
+    report: str | None
+    """Id of the job that writes the results when all jobs have ended."""
+    notes: tuple[str, ...]
+
+    @property
+    def num_runs(self) -> int:
+        """Runs that were submitted."""
+        return sum(self.arrays.values())
+
+
+def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: bool = False) -> Submitted:
+    """Submit the runs of `plan` that are neither done nor alive; failed ones only with `retry_failed`.
+
+    SlurmSilent when Slurm does not answer or refuses; what was submitted until then stays and is known.
+    """
+    limits = _checked_limits(plan, site)
+    write_manifest(plan)
+    with contextlib.ExitStack() as stack:
+        for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
+            stack.enter_context(turn(folder, progress))
+        jobs = _settled_jobs(plan, progress)
+        states, notes = _states(plan, jobs), _mended(plan, jobs)
+        wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
+        todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
+        excluded = _bad_nodes(jobs) if todo else ()
+        if excluded:
+            notes.append(f"left out, because runs of this sweep lost these nodes twice: {', '.join(excluded)}")
+        arrays: dict[str, int] = {}
+        for batch, tasks in _batches(plan, site, limits, todo, excluded):
+            id_ = _hand_over(plan, batch, tasks, states)
+            arrays[id_] = sum(map(len, tasks))
+            progress.say(f"submitted: array {id_} with {arrays[id_]} runs")
+        report = _submit_report(plan, site, jobs, [*arrays]) if arrays else None
+    return Submitted(states, arrays, report, tuple(notes))
+
+
+def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tuple[str, str]:
+    """The batch script of the first array that `submit` would hand over, and what sbatch says of it; submits nothing.
+    Two empty texts when nothing is missing."""
+    limits = _checked_limits(plan, site)
+    states = _states(plan, Jobs([trial.run for trial in plan.trials]))
+    wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
+    todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
+    for batch, _ in _batches(plan, site, limits, todo, ()):
+        named = replace(batch, name=f"gantool-{plan.name}", command=_command(Path("RUNS.tsv")))
+        return cluster.script(named), cluster.check(named)
+    return "", ""
+
+
+def _checked_limits(plan: SweepPlan, site: SiteConfig) -> Limits:
+    limits = cluster.limits(site)
+    if plan.slurm.time and limits.max_minutes is not None and minutes_of(plan.slurm.time) > limits.max_minutes:
+        text = f"slurm.time: found {plan.slurm.time}, but the partition {limits.partition} allows {limits.max_minutes}m"
+        hint = "set slurm.time to that or less: a run that needs longer saves, and goes on in the next job"
+        raise UsageError(f"{plan.file}: {text}", hint)
+    return limits
+
+
+def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
+    """What Slurm says, once no earlier call can still have an sbatch on its way; ids that it knows are written down."""
+    told = False
+    while True:
+        jobs = Jobs([trial.run for trial in plan.trials])
+        if jobs.silence:
+            raise jobs.silence
+        if not jobs.arriving():
+            break
+        if not told:
+            progress.say("an earlier call was interrupted while it submitted: waiting whether its jobs arrive")
+            told = True
+        time.sleep(2)
+    for submission in jobs.submissions():
+        found = jobs.id_of(submission)
+        if found and submission.job is None:
+            record(submission, found)
+            progress.say(f"adopted: array {found}, whose submission was interrupted")
+    return jobs
+
+
+def _states(plan: SweepPlan, jobs: Jobs) -> dict[Path, State]:
+    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in plan.trials}
+
+
+def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
+    """What `scancel` ended stays cancelled, and jobs that Slurm holds after a failed launch are released."""
+    notes, held = [], []
+    for trial in plan.trials:
+        files_say = trial.state()
+        state, _ = jobs.state(trial.run, files_say)
+        job = jobs.of(trial.run)
+        if state == "cancelled" and files_say != "cancelled":
+            trial.run.mark("cancelled", "scancel")
+        elif state == "held" and job and "user" not in job.reason.lower() and "admin" not in job.reason.lower():
+            held.append(job.id)
+    if held:
+        cluster.release(sorted(set(held)))
+        notes.append(f"released, held by Slurm after a failed launch: {', '.join(sorted(set(held)))}")
+    return notes
+
+
+def _bad_nodes(jobs: Jobs) -> tuple[str, ...]:
+    """Nodes that failed under jobs of these runs twice or more."""
+    failed = Counter(one.nodes for one in jobs.attempts() if one.state == "NODE_FAIL" and one.nodes)
+    return tuple(sorted(nodes for nodes, count in failed.items() if count >= 2 and "[" not in nodes))
+
+
+def _batches(
+    plan: SweepPlan, site: SiteConfig, limits: Limits, todo: Sequence[Trial], excluded: tuple[str, ...]
+) -> Iterator[tuple[Batch, list[list[Trial]]]]:
+    """The arrays to submit, and the runs of each of their tasks."""
+    for on_gpu in (True, False):
+        trials = [trial for trial in todo if (trial.config.runtime.device in ("auto", "cuda")) is on_gpu]
+        tasks = [trials[at : at + plan.slurm.pack] for at in range(0, len(trials), plan.slurm.pack)]
+        chunks = [tasks[at : at + limits.max_array] for at in range(0, len(tasks), limits.max_array)]
+        slurm = plan.slurm
+        if slurm.at_once and len(chunks) > 1:
+            slurm = slurm.model_copy(update={"at_once": max(1, slurm.at_once // len(chunks))})
+        for chunk in chunks:
+            environment = _environment(plan, site)
+            batch = Batch("", _jobs_folder(plan), "", slurm, site, len(chunk), on_gpu, environment, excluded)
+            yield batch, chunk
+
+
+def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: dict[Path, State]) -> str:
+    for trial in (trial for task in tasks for trial in task):
+        run = RunDirectory.create(trial.config)
+        run.write_config(trial.config)
+        if states[run.path] in _FAILED:
+            said = run.status()
+            run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
+    runs = [[trial.run for trial in task] for task in tasks]
+    submission = write_submission(plan.folder, plan.name, runs)
+    named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv")))
+    try:
+        id_ = cluster.submit(named)
+    except GantoolError:
+        take_back(submission, runs)
+        raise
+    record(submission, id_)
+    return id_
+
+
+def _submit_report(plan: SweepPlan, site: SiteConfig, jobs: Jobs, new: list[str]) -> str | None:
+    """A job that writes the results when all jobs of the sweep have ended, in place of an earlier one that waits."""
+    note = _jobs_folder(plan) / "report.json"
+    earlier = files.read_json(note)
+    if isinstance(earlier, dict):
+        with contextlib.suppress(GantoolError):  # it has run, or is forgotten
+            cluster.cancel([str(earlier["job"])])
+    ids = sorted({*new, *jobs.alive_arrays()})
+    command = f"bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
+    batch = Batch(
+        f"gantool-{plan.name}-report", _jobs_folder(plan), command, _REPORT, site, 1, False, _environment(plan, site),
+        dependency="afterany:" + ":".join(ids),
+    )  # fmt: skip
+    id_ = cluster.submit(batch)
+    files.write_json(note, {"job": id_})
+    return id_
+
+
+def _jobs_folder(plan: SweepPlan) -> Path:
+    return (plan.folder / FOLDER).resolve()
+
+
+def _command(runs: Path) -> str:
+    return f"bash {shlex.quote(str(JOB_SCRIPT))} {shlex.quote(f'@{runs}')}"
+
+
+def _environment(plan: SweepPlan, site: SiteConfig) -> dict[str, str]:
+    """What job.sh is told, quoted for the shell."""
+    values = {key: str(value) for key, value in site.env.items()}
+    values["GANTOOL"] = "gantool" if site.container else shlex.join([sys.executable, "-m", "gantool"])
+    if site.container:
+        values["GANTOOL_CONTAINER"] = _container(plan, site, site.container)
+    optional = {
+        "GANTOOL_SRUN": shlex.join(site.srun),
+        "GANTOOL_INTERFACE": site.interface,
+        "GANTOOL_HOST_SUFFIX": site.host_suffix,
+        "GANTOOL_SCRATCH": site.scratch,
+        "GANTOOL_STAGE": "1" if site.stage_data else "",
+    }
+    values |= {key: value for key, value in optional.items() if value}
+    return {key: shlex.quote(value) for key, value in values.items()}
+
+
+def _container(plan: SweepPlan, site: SiteConfig, image: str) -> str:
+    """The words before the command that put it into the image, with the folders of the sweep bound to their paths."""
+    program = next((name for name in ("apptainer", "singularity") if shutil.which(name)), "apptainer")
+    folders = {plan.folder.resolve(), *(trial.run.path.parent.resolve() for trial in plan.trials)}
+    folders |= {Path(trial.config.runtime.data_dir).resolve() for trial in plan.trials}
+    weights = {trial.config.eval.weights for trial in plan.trials if trial.config.eval}
+    folders |= {Path(path).expanduser().resolve() for path in weights if path}
+    binds = [word for folder in sorted(folders) if folder.exists() for word in ("--bind", f"{folder}")]
+    nv = ["--nv"] if any(trial.config.runtime.device in ("auto", "cuda") for trial in plan.trials) else []
+    return shlex.join([program, "exec", *nv, *binds, *site.container_options, image])

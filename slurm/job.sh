@@ -1,0 +1,178 @@
+#!/bin/bash
+# One Slurm job of gantool: what `gantool sweep` submits and what the templates beside this file call.
+#
+#   job.sh RUN            train RUN (a run directory or a config), a process for each task of the job
+#   job.sh RUN RUN ...    train several runs at the same time on one GPU, a task for each
+#   job.sh @FILE          the same for the runs in one line of FILE (separated by tabs): task 0 of an array takes the first
+#   job.sh --report DIR   write the results of a sweep
+#   words after -- are passed over
+#
+# It runs on the host, with bash and Slurm's own commands alone, also where gantool is in a container. A run leaves marks
+# in its directory; they say whether the job goes back to the queue, since exit codes do not survive srun:
+#   stopped     saved and left early; the file says why: SIGUSR2 and `the time limit` are requeued, SIGTERM is not
+#   cancelled   never started again
+#
+# Settings, from the environment (all optional):
+#   GANTOOL              the command [gantool]
+#   GANTOOL_CONTAINER    what comes before it, e.g. "apptainer exec --nv gantool.sif"
+#   GANTOOL_SRUN         more options for srun
+#   GANTOOL_INTERFACE    network interface for NCCL and Gloo
+#   GANTOOL_HOST_SUFFIX  what makes a node's name its name in the fast network
+#   GANTOOL_SCRATCH      a folder on the node itself [$SLURM_TMPDIR, $TMPDIR or /tmp]
+#   GANTOOL_STAGE        1: copy the packed data to scratch, once for each node
+# Commands and options are split as a shell does: quote what has spaces in it.
+set -u
+wait_for_kill=600 # seconds; after SIGTERM whoever sent it ends the job
+
+say() { echo "gantool job $id: $*"; }
+
+# The value of a key in the run's status.json, which has a line for each.
+status_of() { sed -n 's/^ *"'"$2"'": "\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' "$1/status.json" 2>/dev/null; }
+
+# Why this run must not be started now; nothing if it may.
+why_not() {
+  local state job
+  state=$(status_of "$1" state) job=$(status_of "$1" job)
+  if [ -e "$1/cancelled" ]; then
+    echo "it was cancelled"
+  elif [[ $state == failed || $state == diverged ]] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+    echo "it failed; to try it again: gantool sweep --retry-failed"
+  elif [ "$state" = running ] && [ -n "$job" ] && [ "$job" != "$id" ] &&
+    [ -n "$(squeue -h -j "$job" -t RUNNING,SUSPENDED,COMPLETING -o %i 2>/dev/null)" ]; then
+    echo "job $job is training it"
+  fi
+}
+
+# A config is made a run directory.
+run_directory() {
+  if [ -d "$1" ]; then echo "$1"; elif [ ! -e "$1" ]; then
+    echo "gantool job $id: $(hostname) has no $1: is it in a folder that all nodes share?" >&2 && return 2
+  else
+    eval "local -a command=(${GANTOOL_CONTAINER:-} ${GANTOOL:-gantool})"
+    "${command[@]}" train --init "$1"
+  fi
+}
+
+end_of_job() {
+  local text=${SLURM_JOB_END_TIME:-} # seconds; newer versions of Slurm only
+  [ -n "$text" ] || text=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)" +%s 2>/dev/null)
+  echo "$text"
+}
+
+start_mps() { # several processes on one GPU take turns; with MPS they share it
+  [ "$1" -gt 1 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && command -v nvidia-cuda-mps-control >/dev/null || return 1
+  export CUDA_MPS_PIPE_DIRECTORY=$scratch/mps CUDA_MPS_LOG_DIRECTORY=$scratch/mps
+  mkdir -p "$scratch/mps" && nvidia-cuda-mps-control -d && return 0
+  say "MPS does not start here: the runs take turns on the GPU"
+  unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+  return 1
+}
+
+# The batch script's part: once for the job, on its first node.
+job() {
+  local terminated='' rc mps='' why run srun
+  local -a wanted=() runs=() options=()
+  trap 'terminated=1' TERM
+  trap : USR2 USR1
+  if [[ $1 == @* ]]; then
+    IFS=$'\t' read -r -a wanted < <(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" "${1#@}")
+  else
+    wanted=("$@")
+  fi
+  for run in "${wanted[@]}"; do
+    run=$(run_directory "$run") || exit 2
+    why=$(why_not "$run")
+    if [ -n "$why" ]; then say "$run is left alone: $why"; else runs+=("$run") && rm -f "$run/stopped"; fi
+  done
+  [ ${#runs[@]} -gt 0 ] || exit 0
+
+  GANTOOL_DEADLINE=$(end_of_job)
+  export GANTOOL_DEADLINE
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)${GANTOOL_HOST_SUFFIX:-}
+  export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems give away
+  [ -z "${GANTOOL_INTERFACE:-}" ] || export NCCL_SOCKET_IFNAME=$GANTOOL_INTERFACE GLOO_SOCKET_IFNAME=$GANTOOL_INTERFACE
+  start_mps ${#runs[@]} && mps=1
+
+  options=(--export=ALL --unbuffered --input=none --wait=60 --kill-on-bad-exit=1)
+  [ ${#wanted[@]} = 1 ] || options=(--export=ALL --unbuffered --input=none --wait=0 --kill-on-bad-exit=0 --ntasks=${#runs[@]})
+  # From Slurm 22.05 on srun does not take this over from sbatch by itself.
+  [ -z "${SLURM_CPUS_PER_TASK:-}" ] || options+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
+  eval "options+=(${GANTOOL_SRUN:-})"
+  srun "${options[@]}" bash "$self" --task ${#wanted[@]} "${runs[@]}" &
+  srun=$!
+  while wait $srun; rc=$?; [ $rc -gt 128 ] && kill -0 $srun 2>/dev/null; do :; done # a trap ends wait, not srun
+
+  [ -z "$mps" ] || echo quit | nvidia-cuda-mps-control
+  if [ "${SLURM_NNODES:-1}" -gt 1 ]; then srun --ntasks-per-node=1 rm -rf "$scratch"; else rm -rf "$scratch"; fi
+  after "$rc" "$terminated" "${runs[@]}"
+}
+
+# What becomes of the job: done, back to the queue, or waiting to be killed by whoever said SIGTERM.
+after() {
+  local rc=$1 terminated=$2 run why again=
+  shift 2
+  for run in "$@"; do
+    [ ! -e "$run/cancelled" ] && [ -e "$run/stopped" ] || continue
+    why=$(cat "$run/stopped")
+    say "$run stopped: $why"
+    case $why in SIGUSR2 | "the time limit") again=1 ;; SIGTERM) terminated=1 ;; esac
+  done
+  if [ -n "$terminated" ]; then
+    # Requeued now, a cancelled job would rise again; a preempted one is requeued by Slurm, but only if it is killed.
+    say "waiting for the end that SIGTERM announced"
+    sleep $wait_for_kill
+    exit 0
+  fi
+  if [ -n "$again" ]; then
+    scontrol requeue "$id" && exit 0
+    say "Slurm does not requeue this job: 'gantool sweep' starts it again"
+  fi
+  exit "$rc"
+}
+
+# The part of each task.
+task() {
+  local packed=$1 run rank=$SLURM_PROCID name output=output.txt
+  local -a runs=("${@:2}") command=()
+  run=${runs[0]}
+  if [ "$packed" -gt 1 ]; then
+    run=${runs[$rank]}
+  elif [ "$SLURM_NTASKS" -gt 1 ]; then
+    export RANK=$rank WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+    [ "$rank" = 0 ] || output=output-rank$rank.txt
+  fi
+  [ -n "${OMP_NUM_THREADS:-}" ] || [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+  mkdir -p "$scratch"
+  for name in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR; do # several processes in one of these harm each other
+    [ -n "${!name:-}" ] || export "$name=$scratch/$rank-$name"
+  done
+  for name in CUDA_CACHE_PATH MPLCONFIGDIR NUMBA_CACHE_DIR; do
+    [ -n "${!name:-}" ] || export "$name=$scratch/$name"
+  done
+  [ -z "${GANTOOL_STAGE:-}" ] || export GANTOOL_STAGE_DIR=$scratch/data
+  exec >>"$run/$output" 2>&1
+  echo "# started $(date '+%F %T') on $(hostname): job $id, restart ${SLURM_RESTART_COUNT:-0}"
+  # A signal that comes before Python can handle it must not kill it; ignored ones stay ignored over exec. Within the
+  # container, whose own start would undo it.
+  eval "command=(${GANTOOL_CONTAINER:-} sh -c 'trap \"\" USR2; exec \"\$@\"' sh ${GANTOOL:-gantool})"
+  exec "${command[@]}" train "$run"
+}
+
+id=${SLURM_JOB_ID:?job.sh is started by sbatch}
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # SLURM_JOB_ID may mean all of an array
+scratch=${GANTOOL_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/gantool-$(id -u)-$SLURM_JOB_ID
+self=$(realpath "${BASH_SOURCE[0]}")
+words=()
+for word in "$@"; do
+  [ "$word" != -- ] || break
+  words+=("$word")
+done
+case ${words[0]:-} in
+  --task) task "${words[@]:1}" ;;
+  --report)
+    eval "command=(${GANTOOL_CONTAINER:-} ${GANTOOL:-gantool})"
+    exec "${command[@]}" report "${words[1]}"
+    ;;
+  "") echo "job.sh: give a run directory, a config or @FILE" >&2 && exit 2 ;;
+  *) job "${words[@]}" ;;
+esac
