@@ -24,7 +24,7 @@ from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, write_manifest
-from gantool.metrics.inception_files import find_weights
+from gantool.metrics.inception_weights import find_weights
 from gantool.progress import Progress
 from gantool.runs import RunDirectory, State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission

@@ -25,7 +25,7 @@ from gantool.evaluate import Score, score_rows
 from gantool.metrics import classifier
 from gantool.metrics.classifier import open_classifier
 from gantool.metrics.collection import Work
-from gantool.metrics.inception_files import FILE_NAMES
+from gantool.metrics.inception import FILE_NAMES
 from gantool.metrics.moments import inception_score
 from gantool.metrics.reference import Reference
 from gantool.metrics.scores import write_score

@@ -22,7 +22,7 @@ from gantool.evaluate import evaluate_images
 from gantool.metrics.collection import Work
 from gantool.metrics.features import Features
 from gantool.metrics.inception import open_inception
-from gantool.metrics.inception_files import FILE_NAMES, SCRIPTED
+from gantool.metrics.inception_weights import FILE_NAMES, SCRIPTED
 from gantool.metrics.reference import Reference
 from gantool.progress import Silent
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from gantool.errors import DataError, UsageError
 from gantool.metrics.features import Extractor, exact_float32
-from gantool.metrics.inception_files import FILE_NAMES, SCRIPTED_SHA256, SHA256, URL, find_weights
-from gantool.metrics.inception_weights import Raw, read
+from gantool.metrics.inception_weights import FILE_NAMES, SCRIPTED_SHA256, SHA256, URL, Raw, find_weights, read
 from gantool.metrics.resize import PROTOCOLS, SIDE
 from gantool.metrics.weights import sha256
 
@@ -68,7 +67,7 @@ Weights = dict[str, tuple[Tensor, Tensor]]  # convolution -> (weight, bias), bat
 def open_inception(
     device: torch.device, channels: int, path: Path | None, allow_unknown: bool, protocol: str = "tf1"
 ) -> Extractor:
-    """The extractor with the weights at `path` (a file or a folder; None: see `inception_files.find_weights`).
+    """The extractor with the weights at `path` (a file or a folder; None: see `inception_weights.find_weights`).
 
     channels: of the images to come. allow_unknown: take a file with any digest; its scores then say so. protocol: one
     of resize.PROTOCOLS. UsageError without a file, DataError when it holds something else.

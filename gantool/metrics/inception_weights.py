@@ -7,6 +7,7 @@ used by stylegan2-ada and clean-fid). Neither is downloaded here.
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -18,7 +19,16 @@ from torch import Tensor
 
 from gantool.errors import DataError
 from gantool.metrics import weights
-from gantool.metrics.inception_files import URL
+
+FILE_NAMES = (
+    "pt_inception-2015-12-05-6726825d.pth",
+    "weights-inception-2015-12-05-6726825d.pth",
+    "inception-2015-12-05.pt",
+)
+SCRIPTED = FILE_NAMES[2]
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of the first two, which are one file
+SCRIPTED_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE_NAMES[0]}"
 
 _BN_EPS = 1e-3
 _PARTS = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
@@ -54,6 +64,14 @@ class Raw(NamedTuple):
     convs: dict[str, tuple[Tensor, Tensor]]  # name -> (weight, bias), float32, batch normalisation folded in
     fc: Tensor  # float32 [1008, 2048]; the bias is not used
     scripted: Any | None  # the TorchScript module itself, to be compared with
+
+
+def find_weights(path: Path | None = None) -> Path:
+    """The weights file (see `weights.find`); clean-fid's in the folder for temporary files comes last."""
+    hint = f"download {URL} (95.6 MB) on a machine with internet, and give it with --weights FILE or $GANTOOL_WEIGHTS"
+    hint += f", or put it into {weights.hub_folder()}; or use an extractor that needs no file, like 'classifier'"
+    left = Path(tempfile.gettempdir(), SCRIPTED)
+    return weights.find(weights.Wanted("Inception weights", FILE_NAMES, hint, (left,)), path)
 
 
 def read(path: Path, names: Iterable[str]) -> Raw:

@@ -34,7 +34,7 @@ def make_inputs(folder: Path, num: int) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from test_metrics_inception import random_state, scripted_network
 
-    from gantool.metrics.inception_files import FILE_NAMES, SCRIPTED
+    from gantool.metrics.inception_weights import FILE_NAMES, SCRIPTED
 
     rng = np.random.default_rng(0)
     for name, shift in (("a", 0), ("b", 30)):
