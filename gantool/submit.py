@@ -87,7 +87,7 @@ def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tu
     wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
     todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
     for batch, _ in _batches(plan, site, limits, todo, ()):
-        named = replace(batch, name=f"gantool-{plan.name}", command=_command(Path("RUNS.tsv")))
+        named = replace(batch, name=f"gantool-{plan.name}", command=_command(Path("RUNS.tsv"), batch.slurm))
         return cluster.script(named), cluster.check(named)
     return "", ""
 
@@ -178,7 +178,7 @@ def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: 
             run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
     runs = [[trial.run for trial in task] for task in tasks]
     submission = write_submission(plan.folder, plan.name, runs)
-    named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv")))
+    named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv"), batch.slurm))
     try:
         id_ = cluster.submit(named)
     except GantoolError:
@@ -210,8 +210,9 @@ def _jobs_folder(plan: SweepPlan) -> Path:
     return (plan.folder / FOLDER).resolve()
 
 
-def _command(runs: Path) -> str:
-    return f"bash {shlex.quote(str(JOB_SCRIPT))} {shlex.quote(f'@{runs}')}"
+def _command(runs: Path, slurm: SlurmConfig) -> str:
+    packed = "--packed " if slurm.pack > 1 else ""
+    return f"bash {shlex.quote(str(JOB_SCRIPT))} {packed}{shlex.quote(f'@{runs}')}"
 
 
 def _environment(plan: SweepPlan, site: SiteConfig) -> dict[str, str]:
