@@ -136,9 +136,10 @@ def _radii(
     if not 1 <= k < len(rows):
         text = f"found {len(rows)} images, expected {k + 1} or more on each side for the distance to neighbour {k}"
         raise GantoolError(text, "score more images")
+    some = rows if chosen is None else rows[chosen]  # no copy of all rows, which are the most memory there is
     chosen = torch.arange(len(rows), device=rows.device) if chosen is None else chosen
     smallest = torch.full((len(chosen), k), math.inf, dtype=torch.float64, device=rows.device)
-    for here, there, squared in _distances(rows[chosen], rows, unit, block, told):
+    for here, there, squared in _distances(some, rows, unit, block, told):
         own = chosen[here] - there.start
         inside = torch.nonzero((own >= 0) & (own < squared.shape[1]))[:, 0]
         squared[inside, own[inside]] = math.inf
