@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +34,7 @@ from gantool.metrics.collection import Work, collect
 from gantool.metrics.extractors import Setting, open_extractor
 from gantool.metrics.features import Extractor
 from gantool.metrics.moments import inception_score
-from gantool.metrics.reference import RealStatistics, Reference, gather, source
+from gantool.metrics.reference import RealStatistics, Reference, gather, kept_values, source
 from gantool.metrics.scores import Score, class_rows, score_rows, write_score
 from gantool.metrics.statistics import Need, Statistics, distance
 from gantool.nearest import picture_of_nearest
@@ -40,6 +42,9 @@ from gantool.progress import Progress
 from gantool.sample import Snapshot, generated_set, save_grid
 
 __all__ = ["Score", "class_rows", "evaluate", "evaluate_images", "keep", "score_rows"]
+
+
+Values = dict[str, float]
 
 
 class Evaluation(NamedTuple):
@@ -199,7 +204,10 @@ def _score(
     values, protocol = _values(scored, real.train, extractor, settings, source(reference), work)
     yardstick, unmeasured = None, list[str]()
     if real.test:
-        yardstick = _values(real.test, real.train, extractor, settings, source(reference), work, unmeasured)
+        yardstick = _values(
+            real.test, real.train, extractor, settings, source(reference), work, unmeasured,
+            lambda protocol, make: kept_values(reference, real, protocol, make, work.progress),
+        )  # fmt: skip
     per_class = {name: dict(row) for name, row in subject.per_class.items()}
     _add_special(values, protocol, per_class, scored, real, reference, extractor, settings, work.progress)
     if recognised is not None:
@@ -245,27 +253,39 @@ def _values(
     source: str,
     work: Work,
     problems: list[str] | None = None,
-) -> tuple[dict[str, float], dict[str, str]]:
-    """(values, protocols) of the metrics that are functions of two statistics; InterruptedRun between two of them.
-    What cannot be computed is an error, or, with a list of `problems`, left out and added there."""
+    values_by: Callable[[str, Callable[[], Values]], Values] = lambda _, make: make(),
+) -> tuple[Values, dict[str, str]]:
+    """(values, protocols) of the metrics that are functions of two statistics; InterruptedRun between two parts.
+    What cannot be computed is an error, or, with a list of `problems`, left out and added there. values_by: has the
+    values by a protocol, or makes them."""
     facts = _facts(scored, real, extractor, source)
     values: dict[str, float] = {}
     protocol: dict[str, str] = {}
     wanted = [name for name in settings.metrics if name in table.METRICS]
     for done, name in enumerate(wanted):
-        work.progress.step("scores from features", done, len(wanted), name)
-        if work.stop():
-            raise InterruptedRun("stopped between two metrics", "run the same command again to go on")
+        told = partial(_tell_of_metric, work, name, done, len(wanted))
+        told(0, 1)
+        metric = table.METRICS[name]
+        make = partial(metric.values, scored, real, extractor.device, told)
         try:
-            values |= table.METRICS[name].values(scored, real, extractor.device)
+            values |= values_by(metric.protocol(facts), make)
         except GantoolError as error:
             if problems is None:
                 raise
             problems.append(f"no {name} of the real test images: {error.message}")
             continue
-        protocol[name] = table.METRICS[name].protocol(facts)
-    work.progress.step("scores from features", len(wanted), len(wanted))
+        protocol[name] = metric.protocol(facts)
+    work.progress.step("scores from features", 100 * len(wanted), 100 * len(wanted))
     return values, protocol
+
+
+def _tell_of_metric(work: Work, name: str, finished: int, num: int, done: int, total: int) -> None:
+    """Progress by a hundredth of a metric, of which `finished` of `num` are there; InterruptedRun if it is to stop."""
+    work.progress.step(
+        "scores from features", min(100 * finished + 100 * done // total, 100 * num - 1), 100 * num, name
+    )
+    if work.stop():
+        raise InterruptedRun("stopped while computing scores", "run the same command again to go on")
 
 
 def _add_special(

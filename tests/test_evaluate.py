@@ -22,13 +22,14 @@ from gantool.data.image_sets import ImageSet, packed_set
 from gantool.data.pack import ensure_packed, open_packed
 from gantool.errors import GantoolError, UsageError
 from gantool.evaluate import Score, score_rows
-from gantool.metrics import classifier
+from gantool.metrics import classifier, kernel, neighbours, table
 from gantool.metrics.classifier import open_classifier
 from gantool.metrics.collection import Work
 from gantool.metrics.inception import FILE_NAMES
 from gantool.metrics.moments import inception_score
 from gantool.metrics.reference import Reference
 from gantool.metrics.scores import write_score
+from gantool.metrics.statistics import Statistics
 from gantool.progress import Silent
 from gantool.sample import Snapshot, generate
 
@@ -131,6 +132,68 @@ def test_evaluating_again_gives_the_same_numbers_without_the_preparations(
     assert again.model_copy(update={"seconds": score.seconds}) == score
     assert progress.done == ["features of the generated images", "scores from features", "scores from features"]
     assert evaluate(snapshot, SETTINGS, folder, 4, Silent()).values["fid"] != score.values["fid"]
+
+
+def test_the_yardstick_is_computed_once(snapshot: Snapshot, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    honest = table.METRICS["kid"]
+
+    def values(scored: Statistics, reference: Statistics, *more: Any) -> dict[str, float]:
+        asked.append((scored.count, reference.count))
+        return honest.values(scored, reference, *more)
+
+    monkeypatch.setitem(table.METRICS, "kid", honest._replace(values=values))
+    settings = EvalConfig(num=50, metrics=("kid",))
+    scores = [evaluate(snapshot, settings, folder, seed, Silent()) for seed in (0, 1)]
+    assert len(asked) == 3 and scores[0].real == scores[1].real and scores[0].values != scores[1].values
+    kept = [path for path in (folder / "metrics").glob("real-*.json") if '"kid"' in path.read_text()]
+    assert len(kept) == 1
+    text = kept[0].read_text()
+    kept[0].write_text(text.replace('"kid": ', '"kid": 1'))  # damaged: is seen, and computed again
+    assert evaluate(snapshot, settings, folder, 0, Silent()).real == scores[0].real and len(asked) == 5
+    assert kept[0].read_text() == text
+    evaluate(snapshot, EvalConfig(num=51, metrics=("kid",)), folder, 0, Silent())
+    assert len(asked) == 7  # another number of images has another yardstick
+
+
+class _Counts(Silent):
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int | None, str]] = []
+
+    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+        if what == "scores from features":
+            self.seen.append((done, total, detail))
+
+
+def test_long_metrics_tell_how_far_they_are(snapshot: Snapshot, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK", 32)
+    progress = _Counts()
+    evaluate(snapshot, EvalConfig(num=70, metrics=("kid", "density_coverage")), folder, 5, progress)
+    done = [percent for percent, _, _ in progress.seen]
+    half = done.index(200)  # then the yardstick
+    assert done[: half + 1] == sorted(done[: half + 1]) and {total for _, total, _ in progress.seen} == {200}
+    assert {name for _, _, name in progress.seen} == {"kid", "density_coverage", ""}
+    assert len(set(done)) > 20
+
+
+def test_the_parts_of_long_metrics_are_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK", 100)
+    rng = torch.Generator().manual_seed(0)
+    sides = torch.randn(300, 4, generator=rng), torch.randn(450, 4, generator=rng)
+    told: list[int] = []
+
+    def count() -> int:
+        found = len(told)
+        told.clear()
+        return found
+
+    kernel.kid_subsets(*sides, 7, 20, told=lambda: told.append(1))
+    kernel.kid_unbiased(*sides, 100, told=lambda: told.append(1))
+    assert count() == kernel.num_parts(300, 450, 7, 100)
+    neighbours.precision_recall(*sides, 3, 100, lambda: told.append(1))
+    assert count() == neighbours.num_blocks(300, 450)[0]
+    neighbours.density_coverage(*sides, 5, 100, lambda: told.append(1))
+    assert count() == neighbours.num_blocks(300, 450)[1]
 
 
 def test_only_the_metrics_that_were_asked_for(snapshot: Snapshot, folder: Path) -> None:

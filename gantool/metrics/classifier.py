@@ -105,7 +105,7 @@ def open_classifier(data: PackedDataset, data_dir: Path, device: torch.device, p
         logits_protocol=common.format(f"logits-{len(data.classes)}"),
         feature_dim=WIDTHS[-1],
         num_logits=len(data.classes),
-        block=64,
+        block=16 if device.type == "cpu" else 64,
         device=device,
         network=_folded(_build(data.images.shape[1:], len(data.classes), trained.state), device),
         notes=tuple(notes),

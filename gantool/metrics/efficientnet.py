@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gantool.errors import UsageError
-from gantool.metrics.features import Extractor
+from gantool.metrics.features import Extractor, block_of
 from gantool.metrics.resize import antialiased
 from gantool.metrics.weights import read_state, sha256
 
@@ -36,7 +37,8 @@ def open_efficientnet(device: torch.device, channels: int) -> Extractor:
     with torch.random.fork_rng(devices=[]):  # the initial weights, soon replaced, are drawn from the global generator
         network = modules.EfficientNet.from_name(NAME)
     network.load_state_dict(read_state(path))
-    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    _fold(network.eval())
+    network.requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         found = network.extract_features(antialiased(images, SIDE, "bilinear", _MEAN, _DEVIATION))
@@ -52,11 +54,21 @@ def open_efficientnet(device: torch.device, channels: int) -> Extractor:
         logits_protocol=common.format("logits-1000"),
         feature_dim=1280,
         num_logits=1000,
-        block=32,
+        block=block_of(device),
         device=device,
         network=run,
         notes=tuple(notes if channels == 1 else ()),
     )
+
+
+def _fold(network: Any) -> None:
+    """Each batch normalisation into the convolution before it."""
+    names = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
+    for module, conv, norm in pairs:
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
 
 
 def _packages() -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gantool.errors import DataError, UsageError
-from gantool.metrics.features import Extractor, exact_float32
+from gantool.metrics.features import Extractor, block_of, exact_float32
 from gantool.metrics.inception_weights import FILE_NAMES, SCRIPTED_SHA256, SHA256, URL, Raw, find_weights, read
 from gantool.metrics.resize import PROTOCOLS, SIDE
 from gantool.metrics.weights import sha256
@@ -107,7 +107,7 @@ def open_inception(
         logits_protocol=common.format(f"logits-{len(fc)}-nobias"),
         feature_dim=fc.shape[1],
         num_logits=len(fc),
-        block=32,
+        block=block_of(device),
         device=device,
         network=network,
         notes=tuple(notes),

@@ -5,13 +5,14 @@ in the number of images, and may come out below 0 for two sets of one distributi
 
 `kid_subsets` draws the subsets of torch-fidelity (same generator, same order) and so gives its numbers, but for the
 rounding: kernels are float64 here and float32 there, which moves a KID by about 1e-7 / KID of its size.
-`kid_unbiased` uses every pair once, so that nothing is drawn, and knows its standard error.
+`kid_unbiased` uses every pair once, so that nothing is drawn, and knows its standard error. Both call `told` after each
+part of the work, of which there are `num_parts`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,10 @@ class FullKid(NamedTuple):
     standard_error: float
 
 
-def kid_subsets(scored: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020) -> SubsetKid:
+def kid_subsets(
+    scored: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020,
+    told: Callable[[], None] = lambda: None,
+) -> SubsetKid:  # fmt: skip
     """Mean and deviation of the KID of `subsets` random subsets of `size` images of each side, without replacement.
 
     scored [n, d], reference [m, d]: features on one device; kernels are float64. The size is at most min(n, m), as in
@@ -52,11 +56,17 @@ def kid_subsets(scored: Tensor, reference: Tensor, subsets: int = 100, size: int
     dim = scored.shape[1]
     together = max(len(scored), len(reference)) ** 2 * (dim + subsets) <= subsets * size**2 * dim
     parts = [drawn] if together else [[subset] for subset in drawn]
-    values = np.concatenate([_kid_of_subsets(scored, reference, part) for part in parts])
+    found = []
+    for part in parts:
+        found.append(_kid_of_subsets(scored, reference, part))
+        told()
+    values = np.concatenate(found)
     return SubsetKid(_finite(float(values.mean())), float(values.std()), size)
 
 
-def kid_unbiased(scored: Tensor, reference: Tensor, block: int = 2048) -> FullKid:
+def kid_unbiased(
+    scored: Tensor, reference: Tensor, block: int = 2048, told: Callable[[], None] = lambda: None
+) -> FullKid:
     """The unbiased estimate from all pairs (Gretton et al., 2012, eq. (3)), and its standard error.
 
     scored [n, d], reference [m, d]: features on one device; kernels are float64, `block` x `block` of them at a time.
@@ -67,8 +77,8 @@ def kid_unbiased(scored: Tensor, reference: Tensor, block: int = 2048) -> FullKi
     """
     scored, reference = _checked(scored, reference, 3)
     n, m = len(scored), len(reference)
-    within_x, within_y = _sums_within(scored, block), _sums_within(reference, block)
-    across_x, across_y = _sums_across(scored, reference, block)
+    within_x, within_y = _sums_within(scored, block, told), _sums_within(reference, block, told)
+    across_x, across_y = _sums_across(scored, reference, block, told)
     across = float(across_x.sum())
     mean_x, mean_y = float(within_x.sum()) / (n * (n - 1)), float(within_y.sum()) / (m * (m - 1))
     value = mean_x + mean_y - 2.0 * across / (n * m)
@@ -77,6 +87,13 @@ def kid_unbiased(scored: Tensor, reference: Tensor, block: int = 2048) -> FullKi
     without_y = -2.0 * within_y / ((m - 1) * (m - 2)) + 2.0 * across_y / ((m - 1) * n)
     variance = (n - 1) * float(without_x.var(correction=0)) + (m - 1) * float(without_y.var(correction=0))
     return FullKid(_finite(value), math.sqrt(variance))
+
+
+def num_parts(n: int, m: int, subsets: int = 100, block: int = 2048) -> int:
+    """How often the two functions together call `told`, at most, for n scored images and m of the reference in
+    `kid_unbiased`."""
+    x, y = -(-n // block), -(-m // block)
+    return subsets + x * (x + 1) // 2 + y * (y + 1) // 2 + x * y
 
 
 def _checked(scored: Tensor, reference: Tensor, least: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +167,7 @@ def _blocks(rows: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
         yield part, rows[part].double()
 
 
-def _sums_within(rows: Tensor, block: int) -> Tensor:
+def _sums_within(rows: Tensor, block: int, told: Callable[[], None]) -> Tensor:
     """float64 [n]: for each row i the sum of k(i, j) over j != i. Blocks below the diagonal come by symmetry."""
     sums = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for here, x in _blocks(rows, block):
@@ -162,10 +179,11 @@ def _sums_within(rows: Tensor, block: int) -> Tensor:
             else:
                 sums[there] += kernel.sum(dim=0)
             sums[here] += kernel.sum(dim=1)
+            told()
     return sums
 
 
-def _sums_across(scored: Tensor, reference: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _sums_across(scored: Tensor, reference: Tensor, block: int, told: Callable[[], None]) -> tuple[Tensor, Tensor]:
     """float64 [n] and [m]: the sums of the rows and of the columns of the kernel matrix between the sets."""
     rows = torch.zeros(len(scored), dtype=torch.float64, device=scored.device)
     columns = torch.zeros(len(reference), dtype=torch.float64, device=scored.device)
@@ -174,4 +192,5 @@ def _sums_across(scored: Tensor, reference: Tensor, block: int) -> tuple[Tensor,
             kernel = _kernel(x, y)
             rows[here] += kernel.sum(dim=1)
             columns[there] += kernel.sum(dim=0)
+            told()
     return rows, columns

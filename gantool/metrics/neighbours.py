@@ -8,13 +8,14 @@ Distances are exact. A common power of two is taken as unit, about 2^-25 of the 
 rounded to it, which is finer than float32 numbers of that length. Squared distances are then integers below 2^53, which
 float64 adds and multiplies without rounding in any order: equal images are at distance 0, ties are ties, and no number
 depends on the block size or the device. (The float32 distances of torch.cdist put an image up to 0.04 from itself.) No
-image counts as its own neighbour, by its index; a copy of it does. No more than `block` x `block` distances are held.
+image counts as its own neighbour, by its index; a copy of it does.
+No more than `block` x `block` distances are held, and `told` is called after each such block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,35 +25,45 @@ from gantool.errors import GantoolError
 BLOCK = 2048
 
 
-def precision_recall(scored: Tensor, reference: Tensor, k: int = 3, block: int = BLOCK) -> tuple[float, float]:
+def precision_recall(
+    scored: Tensor, reference: Tensor, k: int = 3, block: int = BLOCK, told: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Share of the scored images within a ball of the reference, and of the reference within a ball of the scored.
 
     The ball of an image reaches to its k-th neighbour in its own set, border included. Features float [n, d] and
     [m, d] on one device; 0..1 each. GantoolError when a set has no k neighbours, or features that are not finite.
     """
     scored, reference, unit = _prepared(scored, reference)
-    radii = [_radii(rows, k, unit, block) for rows in (scored, reference)]
+    radii = [_radii(rows, k, unit, block, told=told) for rows in (scored, reference)]
     covered = [torch.zeros(len(rows), dtype=torch.bool, device=rows.device) for rows in (scored, reference)]
-    for here, there, squared in _distances(scored, reference, unit, block):
+    for here, there, squared in _distances(scored, reference, unit, block, told):
         covered[0][here] |= (squared <= radii[1][there]).any(dim=1)
         covered[1][there] |= (squared <= radii[0][here, None]).any(dim=0)
     return _share(covered[0]), _share(covered[1])
 
 
-def density_coverage(scored: Tensor, reference: Tensor, k: int = 5, block: int = BLOCK) -> tuple[float, float]:
+def density_coverage(
+    scored: Tensor, reference: Tensor, k: int = 5, block: int = BLOCK, told: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Mean number of the reference's balls around a scored image, by k; share of the balls with a scored image.
 
     Balls as in `precision_recall`, without their border. Density is 0 or more and may exceed 1, coverage is 0..1; both
     are 0 where every ball has radius 0, as in a reference of copies. GantoolError as there.
     """
     scored, reference, unit = _prepared(scored, reference)
-    radii = _radii(reference, k, unit, block)
+    radii = _radii(reference, k, unit, block, told=told)
     nearest = torch.full_like(radii, math.inf)
     within = 0
-    for _, there, squared in _distances(scored, reference, unit, block):
+    for _, there, squared in _distances(scored, reference, unit, block, told):
         within += int((squared < radii[there]).sum())
         nearest[there] = torch.minimum(nearest[there], squared.amin(dim=0))
     return within / (k * len(scored)), _share(nearest < radii)
+
+
+def num_blocks(n: int, m: int) -> tuple[int, int]:
+    """How often `precision_recall` and `density_coverage` of n scored images and m others call `told`."""
+    x, y = -(-n // BLOCK), -(-m // BLOCK)
+    return x * x + y * y + x * y, y * y + x * y
 
 
 def authenticity(scored: Tensor, train: Tensor, block: int = BLOCK) -> float:
@@ -107,21 +118,28 @@ def _squared(x: Tensor, y: Tensor) -> Tensor:
     return torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
 
 
-def _distances(x: Tensor, y: Tensor, unit: float, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _distances(
+    x: Tensor, y: Tensor, unit: float, block: int, told: Callable[[], None] = lambda: None
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Every block of the matrix of squared distances: its rows, its columns, and float64 in units^2."""
     for here, a in _blocks(x, unit, block):
         for there, b in _blocks(y, unit, block):
             yield here, there, _squared(a, b)
+            told()
 
 
-def _radii(rows: Tensor, k: int, unit: float, block: int, chosen: Tensor | None = None) -> Tensor:
+def _radii(
+    rows: Tensor, k: int, unit: float, block: int, chosen: Tensor | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> Tensor:  # fmt: skip
     """Squared distance from each row (those at the indices `chosen`) to its k-th neighbour among the others."""
     if not 1 <= k < len(rows):
         text = f"found {len(rows)} images, expected {k + 1} or more on each side for the distance to neighbour {k}"
         raise GantoolError(text, "score more images")
+    some = rows if chosen is None else rows[chosen]  # no copy of all rows, which are the most memory there is
     chosen = torch.arange(len(rows), device=rows.device) if chosen is None else chosen
     smallest = torch.full((len(chosen), k), math.inf, dtype=torch.float64, device=rows.device)
-    for here, there, squared in _distances(rows[chosen], rows, unit, block):
+    for here, there, squared in _distances(some, rows, unit, block, told):
         own = chosen[here] - there.start
         inside = torch.nonzero((own >= 0) & (own < squared.shape[1]))[:, 0]
         squared[inside, own[inside]] = math.inf

@@ -1,13 +1,14 @@
 """The real images that scores are measured against, and their statistics: computed once for each (images, number,
 extractor) and kept beside the data.
 
-The name of the file is a digest of all that its numbers depend on, which it also carries inside. Damage shows: each
-array in an npz has a checksum.
+So are the scores of real test images, the yardstick. The name of a file is a digest of all that its numbers depend on,
+which it also carries inside. Damage shows: each array in an npz has a checksum, and scores have a digest.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from gantool.metrics.features import Extractor
 from gantool.metrics.moments import Moments
 from gantool.metrics.statistics import Need, Statistics
 from gantool.metrics.table import METRICS, need_of
+from gantool.progress import Progress
 
 
 class Reference(NamedTuple):
@@ -40,6 +42,7 @@ class RealStatistics(NamedTuple):
 
     train: Statistics  # of all of them
     test: Statistics | None  # of as many test images as are scored, or of all there are; None without a test split
+    keys: tuple[str, ...]  # all that either depends on
 
 
 def gather(reference: Reference, extractor: Extractor, settings: EvalConfig, num: int, work: Work) -> RealStatistics:
@@ -54,15 +57,16 @@ def gather(reference: Reference, extractor: Extractor, settings: EvalConfig, num
     train = kept_statistics(
         reference.images, extractor, Need(features=with_rows or few, spatial="sfid" in metrics), folder, work
     )
-    test = None
+    test, keys = None, [key_of(reference.images, extractor)]
     if data is not None and "test" in data.splits and len(data.split("test")[0]) >= 2:
         images = packed_set(data, "test", num)
         need = need_of(metrics) | Need(features=images.num <= extractor.feature_dim)
         test = kept_statistics(images, extractor, need, folder, work)
+        keys.append(key_of(images, extractor))
     elif "overfit" in metrics:
         text = f"{reference.images.title}: there are no test images, which overfit compares with"
         raise UsageError(text, "leave overfit out, or pack the data with a test folder")
-    return RealStatistics(train, test)
+    return RealStatistics(train, test, tuple(keys))
 
 
 def source(reference: Reference) -> str:
@@ -70,6 +74,28 @@ def source(reference: Reference) -> str:
     title = reference.data.title + ":train" if reference.data else reference.images.title
     digest = reference.data.digest if reference.data else reference.images.digest
     return f"{title.replace('|', '/')}:{digest[:8]}"
+
+
+def kept_values(
+    reference: Reference, real: RealStatistics, protocol: str, make: Callable[[], dict[str, float]], progress: Progress
+) -> dict[str, float]:
+    """The values of a metric of real test images by this protocol, from their file or made now; for one process."""
+    key = digest_of({"format": 1, "statistics": real.keys, "protocol": protocol})
+
+    def read(path: Path) -> dict[str, float] | None:
+        found = files.read_json(path)
+        values = found.get("values") if isinstance(found, dict) else None
+        return values if values and found == _with_digest(key, values) else None
+
+    def write(path: Path, values: dict[str, float]) -> None:
+        files.write_json(path, _with_digest(key, values))
+
+    path = reference.folder / "metrics" / f"real-{key}.json"
+    return once(path, read, make, write, "the score of real test images", progress)
+
+
+def _with_digest(key: str, values: dict[str, float]) -> dict[str, Any]:
+    return {"key": key, "values": values, "digest": digest_of([key, values])}
 
 
 def kept_statistics(images: ImageSet, extractor: Extractor, need: Need, folder: Path, work: Work) -> Statistics:

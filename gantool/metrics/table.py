@@ -6,8 +6,9 @@ of real images that were not trained on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ SHUFFLE_SEED = 2020
 RADIUS_NEIGHBOUR = 3  # precision and recall; Kynkaanniemi et al., 2019
 DENSITY_NEIGHBOUR = 5  # density and coverage; Naeem et al., 2020
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID as torch-fidelity computes it
+
+
+Told = Callable[[int, int], None]  # (done, total) of the work of a metric that takes long
 
 
 class Facts(NamedTuple):
@@ -47,44 +51,55 @@ class Metric(NamedTuple):
 
     need: Need
     rows: bool
-    values: Callable[[Statistics, Statistics, torch.device], dict[str, float]]
+    values: Callable[[Statistics, Statistics, torch.device, Told], dict[str, float]]
     protocol: Callable[[Facts], str]
 
 
-def _fid(scored: Statistics, reference: Statistics, _: torch.device) -> dict[str, float]:
+def _fid(scored: Statistics, reference: Statistics, *_: Any) -> dict[str, float]:
     return {"fid": distance(scored, reference)}
 
 
-def _sfid(scored: Statistics, reference: Statistics, _: torch.device) -> dict[str, float]:
+def _sfid(scored: Statistics, reference: Statistics, *_: Any) -> dict[str, float]:
     assert scored.spatial is not None and reference.spatial is not None
     return {"sfid": frechet_distance(scored.spatial, reference.spatial, scored.ddof)}
 
 
-def _inception_score(scored: Statistics, _: Statistics, __: torch.device) -> dict[str, float]:
+def _inception_score(scored: Statistics, *_: Any) -> dict[str, float]:
     if scored.logits is None:
         raise GantoolError("this extractor has no logits, which the inception score is made of", "leave `is` out")
     mean, deviation = inception_score(scored.logits, SPLITS, SHUFFLE_SEED)
     return {"is": mean, "is_std": deviation}
 
 
-def _kid(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
+def _kid(scored: Statistics, reference: Statistics, device: torch.device, told: Told) -> dict[str, float]:
     a, b = _rows(scored, device), _rows(reference, device)
-    subsets = kernel.kid_subsets(a, b, SUBSETS, SUBSET_SIZE, SHUFFLE_SEED)
+    count = _counted(told, kernel.num_parts(len(a), min(len(a), len(b)), SUBSETS))
+    subsets = kernel.kid_subsets(a, b, SUBSETS, SUBSET_SIZE, SHUFFLE_SEED, count)
     values = {"kid": subsets.mean}
     if subsets.size < max(len(a), len(b)):  # else all subsets are the same
         values["kid_std"] = subsets.deviation
-    whole = kernel.kid_unbiased(a, _equal(b, len(a)))
+    whole = kernel.kid_unbiased(a, _equal(b, len(a)), told=count)
     return values | {"kid_full": whole.value, "kid_full_error": whole.standard_error}
 
 
-def _precision_recall(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    found = neighbours.precision_recall(*_equal_sets(scored, reference, device), RADIUS_NEIGHBOUR)
+def _precision_recall(scored: Statistics, reference: Statistics, device: torch.device, told: Told) -> dict[str, float]:
+    a, b = _equal_sets(scored, reference, device)
+    count = _counted(told, neighbours.num_blocks(len(a), len(b))[0])
+    found = neighbours.precision_recall(a, b, RADIUS_NEIGHBOUR, told=count)
     return dict(zip(("precision", "recall"), found, strict=True))
 
 
-def _density_coverage(scored: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    found = neighbours.density_coverage(*_equal_sets(scored, reference, device), DENSITY_NEIGHBOUR)
+def _density_coverage(scored: Statistics, reference: Statistics, device: torch.device, told: Told) -> dict[str, float]:
+    a, b = _equal_sets(scored, reference, device)
+    count = _counted(told, neighbours.num_blocks(len(a), len(b))[1])
+    found = neighbours.density_coverage(a, b, DENSITY_NEIGHBOUR, told=count)
     return dict(zip(("density", "coverage"), found, strict=True))
+
+
+def _counted(told: Told, total: int) -> Callable[[], None]:
+    """What is to be called after each part of the work."""
+    done = itertools.count(1)
+    return lambda: told(next(done), total)
 
 
 def _kid_protocol(f: Facts) -> str:

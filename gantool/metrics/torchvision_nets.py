@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from gantool.errors import DataError, UsageError
 from gantool.metrics import weights
-from gantool.metrics.features import Extractor
+from gantool.metrics.features import Extractor, block_of
 from gantool.metrics.resize import antialiased
 
 PREFIX = "torchvision:"
@@ -36,21 +37,23 @@ def open_torchvision(model: str, device: torch.device, channels: int, path: Path
     tensors than the network's.
     """
     network, defaults = _build(model)
-    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linears:
+    last = _last_linear(network)
+    if last is None:
         raise UsageError(f"{PREFIX}{model}: this network has no linear layer, whose input could be the features")
     file, digest = _load(network, model, str(defaults.url), path)
-    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    seen: list[Tensor] = []
-    linears[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head = cast(nn.Linear, network.get_submodule(last))
+    network.set_submodule(last, nn.Identity())
+    network.eval().requires_grad_(False)
+    network = fuse(network, inplace=True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head.requires_grad_(False).to(device)
 
     look = defaults.transforms()
     side, mode = int(look.crop_size[0]), look.interpolation.value
     assert mode in ("bilinear", "bicubic"), mode
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = network(antialiased(images, side, mode, look.mean, look.std))
-        return seen.pop(), logits
+        features = network(antialiased(images, side, mode, look.mean, look.std))
+        return features, head(features)
 
     notes = []
     expected = _digest_in(str(defaults.url))
@@ -63,11 +66,11 @@ def open_torchvision(model: str, device: torch.device, channels: int, path: Path
     return Extractor(
         name=PREFIX + model,
         digest=digest,
-        protocol=common.format(f"penultimate-{linears[-1].in_features}"),
-        logits_protocol=common.format(f"logits-{linears[-1].out_features}"),
-        feature_dim=linears[-1].in_features,
-        num_logits=linears[-1].out_features,
-        block=32,
+        protocol=common.format(f"penultimate-{head.in_features}"),
+        logits_protocol=common.format(f"logits-{head.out_features}"),
+        feature_dim=head.in_features,
+        num_logits=head.out_features,
+        block=block_of(device),
         device=device,
         network=run,
         notes=tuple(notes),
@@ -86,6 +89,12 @@ def _build(model: str) -> tuple[nn.Module, Any]:
     with torch.random.fork_rng(devices=[]):  # the initial weights, soon replaced, are drawn from the global generator
         network = torchvision.models.get_model(model, weights=None, **_BUILT_WITH.get(model, {}))
     return cast(nn.Module, network), torchvision.models.get_model_weights(model).DEFAULT
+
+
+def _last_linear(network: nn.Module) -> str | None:
+    """The name of the last linear layer, with which all these networks end."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
 
 
 def _load(network: nn.Module, model: str, url: str, given: Path | None) -> tuple[Path, str]:

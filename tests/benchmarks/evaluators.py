@@ -4,7 +4,8 @@
 
 Every measurement is a process of its own; imports are not part of its time. All read the same files and the same random
 weights, which cost as much as the real ones. In each round they follow each other, so that a busy machine is busy for
-all; a ratio is of one round. FIDs of random weights mean nothing, but they must agree.
+all; a ratio is of one round. The seconds of CPU include imports. FIDs of random weights mean nothing, but they must
+agree.
 """
 
 from __future__ import annotations
@@ -146,8 +147,9 @@ def measured(name: str, folder: Path, threads: int) -> dict[str, float]:
 def one(name: str, folder: Path, threads: int) -> None:
     warnings.simplefilter("ignore")
     seconds, fid = globals()[name.replace("-", "_")](folder, threads)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "fid": fid, "peak_mb": peak}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "fid": fid, "peak_mb": used.ru_maxrss / 1024}))
 
 
 def main() -> None:
@@ -170,10 +172,11 @@ def main() -> None:
     for who in (OURS, *args.peers):
         ratios = [found[OURS]["seconds"] / found[who]["seconds"] for found in rounds]
         seconds = [found[who]["seconds"] for found in rounds]
+        cpu = statistics.median(found[who]["cpu"] for found in rounds)
         print(
             f"{who:15} {statistics.median(seconds):7.1f} s   gantool / it {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})   peak {max(f[who]['peak_mb'] for f in rounds):.0f} MB"
-            f"   fid {rounds[0][who]['fid']:.6f}"
+            f"({min(ratios):.2f} to {max(ratios):.2f})   cpu {cpu:.1f} s   "
+            f"peak {max(f[who]['peak_mb'] for f in rounds):.0f} MB   fid {rounds[0][who]['fid']:.6f}"
         )
 
 
