@@ -44,7 +44,8 @@ class SiteConfig(Model):
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Lines of shell to run first in each job, e.g. 'module load cuda'."""
     sbatch: dict[Name, str | int | bool] = Field(default_factory=dict)
-    """Other options of sbatch by their long name, e.g. {mail-type: FAIL}; true: an option without a value."""
+    """Other options of sbatch by their long name, e.g. {mail-type: FAIL}; true: an option without a value,
+    false: leave it out."""
     srun: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Other options of srun, e.g. --mpi=none."""
     env: dict[Name, str | int] = Field(default_factory=dict)
