@@ -27,7 +27,9 @@ def batch(folder: Path, slurm: dict[str, Any] | None = None, site: dict[str, Any
 
 def options(made: Batch) -> dict[str, str]:
     """The #SBATCH lines of the batch script."""
-    lines = [line.removeprefix("#SBATCH --") for line in cluster.script(made).splitlines() if line.startswith("#SBATCH")]
+    lines = [
+        line.removeprefix("#SBATCH --") for line in cluster.script(made).splitlines() if line.startswith("#SBATCH")
+    ]
     pairs = [line.partition("=") for line in lines]
     assert len({key for key, _, _ in pairs}) == len(pairs), "an option twice"
     return {key: "".join(shlex.split(value)) for key, _, value in pairs}
@@ -72,7 +74,9 @@ def test_batch_script_asks_for(
 
 
 def test_batch_script_without_gpu_with_exclude_and_dependency(tmp_path: Path, slurm: FakeSlurm) -> None:
-    found = options(batch(tmp_path, {}, {"exclude": "node9"}, on_gpu=False, exclude=("node1",), dependency="afterany:7"))
+    found = options(
+        batch(tmp_path, {}, {"exclude": "node9"}, on_gpu=False, exclude=("node1",), dependency="afterany:7")
+    )
     assert "gpus-per-node" not in found and found["exclude"] == "node9,node1" and found["dependency"] == "afterany:7"
 
 
@@ -95,7 +99,13 @@ def test_submit_gives_the_id_and_the_jobs_inherit_no_job(
     tmp_path: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inherited = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "8", "SRUN_CPUS_PER_TASK": "3", "RANK": "1", "WORLD_SIZE": "8"}
-    inherited |= {"LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "2000", "SQUEUE_FORMAT": "%i", "SUBMITIT_X": "1"}
+    inherited |= {
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "n1",
+        "MASTER_PORT": "2000",
+        "SQUEUE_FORMAT": "%i",
+        "SUBMITIT_X": "1",
+    }
     for key, value in {**inherited, "SLURM_CONF": "/etc/slurm.conf", "MINE": "1"}.items():
         monkeypatch.setenv(key, value)
     before = dict(os.environ)
@@ -113,13 +123,17 @@ def test_sbatch_that_refuses_is_one_clear_message(tmp_path: Path, slurm: FakeSlu
     with pytest.raises(SlurmSilent) as caught:
         cluster.submit(batch(tmp_path))
     assert caught.value.message.startswith("sbatch refused the jobs: ") and "\n" not in caught.value.message
-    assert caught.value.message.endswith("Invalid account or account/partition") and "site.yaml" in str(caught.value.hint)
+    assert caught.value.message.endswith("Invalid account or account/partition") and "site.yaml" in str(
+        caught.value.hint
+    )
     assert "Traceback" not in caught.value.message and caught.value.message.count("Invalid account") == 1
 
 
 def test_test_only_says_what_sbatch_says(tmp_path: Path, slurm: FakeSlurm) -> None:
     assert cluster.check(batch(tmp_path)).startswith("Job 99 to start at")
-    slurm.answer("sbatch", error="sbatch: error: Batch job submission failed: Requested node configuration is not available")
+    slurm.answer(
+        "sbatch", error="sbatch: error: Batch job submission failed: Requested node configuration is not available"
+    )
     assert "not available" in cluster.check(batch(tmp_path)) and not slurm.jobs()
 
 
@@ -193,7 +207,10 @@ def test_accounting_reads_all_attempts(slurm: FakeSlurm) -> None:
     slurm.configure(attempts=[*rows, ["11", "else", "FAILED", "node1"]])
     found = cluster.accounting(["gantool-x-1"])
     assert found is not None
-    assert [(one.id, one.state, one.nodes) for one in found] == [("10_0", "NODE_FAIL", "node2"), ("10_0", "CANCELLED", "node1")]
+    assert [(one.id, one.state, one.nodes) for one in found] == [
+        ("10_0", "NODE_FAIL", "node2"),
+        ("10_0", "CANCELLED", "node1"),
+    ]
     slurm.answer("sacct", error="Slurm accounting storage is disabled")
     assert cluster.accounting(["gantool-x-1"]) is None
 
