@@ -25,7 +25,7 @@ from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, write_manifest
 from gantool.progress import Progress
-from gantool.runs import RunDirectory, State
+from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
 
 JOB_SCRIPT = Path(gantool.__file__).parent / "job.sh"
@@ -167,11 +167,10 @@ def _batches(
 
 def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: dict[Path, State]) -> str:
     for trial in (trial for task in tasks for trial in task):
-        run = RunDirectory.create(trial.config)
-        run.write_config(trial.config)
-        if states[run.path] in _FAILED:
-            said = run.status()
-            run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
+        trial.run.write_config(trial.config, durable=False)
+        if states[trial.run.path] in _FAILED:
+            said = trial.run.status()
+            trial.run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
     runs = [[trial.run for trial in task] for task in tasks]
     submission = write_submission(plan.folder, plan.name, runs)
     named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv")))

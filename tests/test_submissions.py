@@ -183,6 +183,44 @@ def test_tasks_of_an_array_are_told_apart(tmp_path: Path, slurm: FakeSlurm) -> N
     assert [line.split("\t") for line in lines] == [[str(run.path) for run in pair] for pair in (runs[:2], runs[2:])]
 
 
+def runs_of_an_array(folder: Path, count: int) -> tuple[list[RunDirectory], str]:
+    base = RunConfig(runtime=RuntimeConfig(runs_dir=str(folder / "runs")))
+    runs = [RunDirectory.create(base.model_copy(update={"seed": seed})) for seed in range(count)]
+    return runs, write_submission(folder, "x", [[run] for run in runs]).name
+
+
+def test_an_array_that_was_cancelled_before_it_began_is_one_line(tmp_path: Path, slurm: FakeSlurm) -> None:
+    runs, name = runs_of_an_array(tmp_path, 3)
+    line = {"name": name, "state": "CANCELLED", "reason": "Priority", "nodes": "", "end": ago(10)}
+    slurm.configure(jobs={"10": line})
+    jobs = Jobs(runs)
+    assert {jobs.state(run, "planned") for run in runs} == {("cancelled", "scancel")}
+    assert jobs.id_of(jobs.submissions()[0]) == "10" and jobs.alive_arrays() == set()
+
+
+def test_accounting_has_such_tasks_as_ranges(tmp_path: Path, slurm: FakeSlurm) -> None:
+    runs, name = runs_of_an_array(tmp_path, 8)
+    rows = [["10_2", name, "COMPLETED", "node1"], ["10_[0-1,4,6-7%2]", name, "CANCELLED by 0", "None assigned"]]
+    slurm.configure(attempts=rows)
+    jobs = Jobs(runs)
+    cancelled = [number for number, run in enumerate(runs) if jobs.state(run, "planned")[0] == "cancelled"]
+    assert cancelled == [0, 1, 4, 6, 7]
+    slurm.configure(attempts=[["10_[0-7%2]", name, "PENDING", ""]])  # what is pending is known to squeue
+    assert {Jobs(runs).state(run, "planned") for run in runs} == {("planned", "")}
+
+
+def test_of_a_waiting_task_that_was_cancelled_nothing_is_left(tmp_path: Path, slurm: FakeSlurm) -> None:
+    runs, name = runs_of_an_array(tmp_path, 4)
+    waiting = {"name": name, "state": "PENDING", "reason": "Priority", "nodes": "", "end": "N/A"}
+    slurm.configure(jobs={"10_0": waiting, "10_3": waiting})
+    (tmp_path / "jobs" / f"{name}-2.txt").touch()  # this one had begun
+    jobs = Jobs(runs)
+    states = [jobs.state(run, "planned")[0] for run in runs]
+    assert states == ["queued", "cancelled", "planned", "queued"]
+    slurm.forget()
+    assert Jobs(runs).state(runs[1], "planned") == ("planned", "")
+
+
 def test_an_interrupted_submission_is_known_by_its_name(run: RunDirectory, slurm: FakeSlurm, tmp_path: Path) -> None:
     made = submitted(run, tmp_path, job=None, age=3600)
     job = {"name": made.name, "state": "PENDING", "reason": "Priority", "nodes": "", "end": "N/A"}
