@@ -231,6 +231,8 @@ def _container(plan: SweepPlan, site: SiteConfig, image: str) -> str:
     program = next((name for name in ("apptainer", "singularity") if shutil.which(name)), "apptainer")
     folders = {plan.folder.resolve(), *(trial.run.path.parent.resolve() for trial in plan.trials)}
     folders |= {Path(trial.config.runtime.data_dir).resolve() for trial in plan.trials}
+    parts = [part for t in plan.trials for part in (t.config.generator, t.config.discriminator, t.config.loss)]
+    folders |= {Path(file).parent for part in parts if (file := getattr(part, "file", None))}
     weights = {trial.config.eval.weights for trial in plan.trials if trial.config.eval}
     folders |= {Path(path).expanduser().resolve() for path in weights if path}
     binds = [word for folder in sorted(folders) if folder.exists() for word in ("--bind", f"{folder}")]

@@ -286,8 +286,10 @@ def test_the_container_is_a_prefix_with_the_folders_bound(here: Path, slurm: Fak
     (slurm.bin / "apptainer").write_text("#!/bin/sh\n")
     (slurm.bin / "apptainer").chmod(0o755)
     text = GRID.replace("batch: 32", "batch: 32, runtime: {data_dir: 'my data', runs_dir: 'my runs'}")
-    for name in ("my data", "my runs"):
+    for name in ("my data", "my runs", "my code"):
         Path(name).mkdir()
+    Path("my code/net.py").write_text("class Discriminator: pass")
+    text = text.replace("runtime:", "discriminator: {kind: custom, file: my code/net.py}, runtime:")
     site = SiteConfig(container="/images/a b.sif", container_options=("--bind", "/scratch"))
     script, _ = preview(made(text=text), site)
     found = exported(script)
@@ -295,7 +297,7 @@ def test_the_container_is_a_prefix_with_the_folders_bound(here: Path, slurm: Fak
     assert found["GANTOOL"] == "gantool" and words[:3] == ["apptainer", "exec", "--nv"]
     assert words[-3:] == ["--bind", "/scratch", "/images/a b.sif"]
     bound = {words[place + 1] for place, word in enumerate(words) if word == "--bind"}
-    assert {str(here / "my data"), str(here / "my runs"), "/scratch"} <= bound
+    assert {str(here / "my data"), str(here / "my runs"), str(here / "my code"), "/scratch"} <= bound
 
 
 def test_from_the_command_line(here: Path, slurm: FakeSlurm, data_dir: Path) -> None:
