@@ -4,6 +4,7 @@
 #   job.sh RUN            train RUN (a run directory or a config), a process for each task of the job
 #   job.sh RUN RUN ...    train several runs at the same time on one GPU, a task for each
 #   job.sh @FILE          the same for the runs in one line of FILE (separated by tabs): task 0 of an array takes the first
+#   job.sh --packed ...   one run, if it is the only one left, has one task all the same
 #   job.sh --report DIR   write the results of a sweep
 #   words after -- are passed over
 #
@@ -70,7 +71,8 @@ start_mps() { # several processes on one GPU take turns; with MPS they share it
 
 # The batch script's part: once for the job, on its first node.
 job() {
-  local terminated='' rc mps='' why run srun
+  local terminated='' rc mps='' why run srun packed=''
+  [ "$1" != --packed ] || { packed=1 && shift; }
   local -a wanted=() runs=() options=()
   trap 'terminated=1' TERM
   trap : USR2 USR1
@@ -79,6 +81,7 @@ job() {
   else
     wanted=("$@")
   fi
+  [ ${#wanted[@]} -le 1 ] || packed=1
   for run in "${wanted[@]}"; do
     run=$(run_directory "$run") || exit 2
     why=$(why_not "$run")
@@ -94,11 +97,11 @@ job() {
   start_mps ${#runs[@]} && mps=1
 
   options=(--export=ALL --unbuffered --input=none --wait=60 --kill-on-bad-exit=1)
-  [ ${#wanted[@]} = 1 ] || options=(--export=ALL --unbuffered --input=none --wait=0 --kill-on-bad-exit=0 --ntasks=${#runs[@]})
+  [ -z "$packed" ] || options=(--export=ALL --unbuffered --input=none --wait=0 --kill-on-bad-exit=0 --ntasks=${#runs[@]})
   # From Slurm 22.05 on srun does not take this over from sbatch by itself.
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || options+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
   eval "options+=(${GANTOOL_SRUN:-})"
-  srun "${options[@]}" bash "$self" --task ${#wanted[@]} "${runs[@]}" &
+  srun "${options[@]}" bash "$self" --task "$packed" "${runs[@]}" &
   srun=$!
   while wait $srun; rc=$?; [ $rc -gt 128 ] && kill -0 $srun 2>/dev/null; do :; done # a trap ends wait, not srun
 
@@ -139,13 +142,14 @@ task() {
   local packed=$1 run rank=$SLURM_PROCID name output=output.txt
   local -a runs=("${@:2}") command=()
   run=${runs[0]}
-  if [ "$packed" -gt 1 ]; then
+  if [ -n "$packed" ]; then
     run=${runs[$rank]}
   elif [ "$SLURM_NTASKS" -gt 1 ]; then
     export RANK=$rank WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
     [ "$rank" = 0 ] || output=output-rank$rank.txt
   fi
-  [ -n "${OMP_NUM_THREADS:-}" ] || [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+  # One task alone may use all CPUs of the job, which gantool counts itself.
+  [ "$SLURM_NTASKS" = 1 ] && [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
   mkdir -p "$scratch"
   for name in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR; do # several processes in one of these harm each other
     [ -n "${!name:-}" ] || export "$name=$scratch/$rank-$name"
