@@ -198,7 +198,8 @@ class Jobs:
         if files_say in ("failed", "diverged"):
             return files_say, ""
         if not job.pending:
-            known = files_say == "running" or run.status().get("job") == job.id  # locks of other nodes may be unseen
+            said = run.status() if status is None else status
+            known = files_say == "running" or said.get("job") == job.id  # locks of other nodes may be unseen
             return "running", "" if known else "starting or ending"
         if files_say == "running":
             return files_say, ""

@@ -50,14 +50,7 @@ def test_templates_keep_the_contract(path: Path) -> None:
     text = path.read_text()
     lines = [line for line in text.splitlines() if line.startswith("#SBATCH")]
     options = " ".join(line.removeprefix("#SBATCH ") for line in lines)
-    for option in (
-        "--signal=USR2@",
-        "--requeue",
-        "--open-mode=append",
-        "--time=",
-        "--gpus-per-node=",
-        "--cpus-per-task=",
-    ):
+    for option in ("signal=USR2@", "requeue", "open-mode=append", "time=", "gpus-per-node=", "cpus-per-task="):
         assert f"--{option}" in options, option
     assert "# export GANTOOL_CONTAINER=" in text and text.endswith('exec bash "$job" "$@"\n')
     last = max(number for number, line in enumerate(text.splitlines()) if line.startswith("#SBATCH"))

@@ -74,14 +74,14 @@ TABLE: list[tuple[State, tuple[str, str] | None, str | None, State, str]] = [
     ("running", None, "COMPLETED", "running", ""),
     ("stopped", PENDING, None, "requeued", "Priority"),
     ("stopped", HELD, None, "held", "launch failed"),
-    ("stopped", RUNNING, None, "running", "starting or ending"),
+    ("stopped", RUNNING, None, "running", ""),
     ("stopped", PREEMPTED, None, "requeued", ""),  # Slurm takes a minute to queue it again
     ("stopped", None, None, "stopped", ""),
     ("stopped", None, "PREEMPTED", "stopped", ""),
     ("stopped", None, "FAILED", "stopped", ""),  # it has saved and wants to go on
     ("stopped", CANCELLED, None, "cancelled", "scancel"),
-    ("lost", RUNNING, None, "running", "starting or ending"),  # on a filesystem whose locks do not reach here
-    ("lost", COMPLETING, None, "running", "starting or ending"),
+    ("lost", RUNNING, None, "running", ""),  # on a filesystem whose locks do not reach here
+    ("lost", COMPLETING, None, "running", ""),
     ("lost", PENDING, None, "requeued", "Priority"),
     ("lost", NODE_FAIL, None, "requeued", ""),
     ("lost", None, "NODE_FAIL", "lost", "job 10_0: NODE_FAIL"),

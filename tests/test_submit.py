@@ -61,7 +61,8 @@ def runs_by_task(fake: FakeSlurm) -> list[list[str]]:
     for call in fake.calls("sbatch"):
         words = shlex.split(call.script.split("# command\n")[1].splitlines()[1], comments=False)
         if "--report" not in words:
-            lines = Path(words[2].removeprefix("@")).read_text().splitlines()
+            lists = [word.removeprefix("@") for word in words if word.startswith("@")]
+            lines = Path(lists[0]).read_text().splitlines()
             last = int((call.option("array") or "").removeprefix("0-").partition("%")[0])
             assert last == len(lines) - 1
             tasks += [[Path(path).name for path in line.split("\t")] for line in lines]
@@ -141,6 +142,7 @@ def test_packed_runs_share_a_task(here: Path, slurm: FakeSlurm) -> None:
     assert done.arrays == {"10": 9} and [len(task) for task in runs_by_task(slurm)] == [4, 4, 1]
     assert slurm.calls("sbatch")[0].option("array") == "0-2"
     assert slurm.calls("sbatch")[0].option("ntasks-per-node") == "4"
+    assert "job.sh --packed @" in slurm.calls("sbatch")[0].script  # the last task has one run
 
 
 def test_runs_on_the_cpu_ask_for_no_gpu(here: Path, slurm: FakeSlurm) -> None:
