@@ -212,6 +212,7 @@ def _executor(batch: Batch) -> Any:
         **(gres if gpus else {}),
         **site.sbatch,
     }
+    extra = {key: value for key, value in extra.items() if value is not False}
     # submitit appends words of its own to the command, which ends at `--`.
     executor = submitit.SlurmExecutor(folder=batch.folder / "submitit", python=f"{batch.command} --")
     with warnings.catch_warnings():

@@ -38,15 +38,15 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Replace `path` by `text`, atomically."""
-    with atomic_file(path) as file:
+    with atomic_file(path, durable) as file:
         file.write(text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Replace `path` by `value` as JSON, atomically. NaN and infinity are an error, not invalid JSON."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable)
 
 
 def read_json(path: Path) -> Any | None:

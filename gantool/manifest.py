@@ -7,6 +7,7 @@ together with the runs. No torch.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -16,11 +17,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from gantool import files
+from gantool.config.evaluation import EvalConfig
 from gantool.config.grid import Labels, Report
-from gantool.config.schema import RunConfig
+from gantool.config.schema import RunConfig, digest_of
 from gantool.config.sweep_file import SlurmConfig
 from gantool.errors import GantoolError, UsageError
-from gantool.runs import RunDirectory, State
+from gantool.runs import Look, RunDirectory, State
 
 FORMAT = 1
 FILE_NAME = "sweep.json"
@@ -34,10 +36,19 @@ class Trial:
     labels: Labels
     seed: int
     given: RunConfig | None = field(default=None, repr=False)
+    written: dict[str, Any] | None = field(default=None, repr=False)
+    """The config as sweep.json has it, not checked yet."""
+    asked: str | None = None
+    """The eval_digest of `written`."""
 
     @functools.cached_property
     def config(self) -> RunConfig:
         """The run's config; read from its directory when it was not given (a few milliseconds)."""
+        if self.given is None and self.written is not None:
+            try:
+                return RunConfig.model_validate(self.written)
+            except ValidationError as error:
+                raise _unreadable(f"the config of {self.run.path.name} in {FILE_NAME}") from error
         return self.given or self.run.config()
 
     @property
@@ -47,7 +58,11 @@ class Trial:
 
     def state(self) -> State:
         """The state of its run directory; `planned` while there is none."""
-        return self.run.state(self.given)
+        return self.look().state
+
+    def look(self) -> Look:
+        """The state of its run directory, and the files that say so."""
+        return self.run.look(self.given or self.asked)
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,10 @@ def write_manifest(plan: SweepPlan) -> None:
         "name": plan.name,
         "file": _relative(plan.file, folder),
         "report": report,
-        "trials": trials,
     }
-    files.write_json(folder / FILE_NAME, value)
+    lines = ",\n".join(json.dumps(trial, allow_nan=False) for trial in trials)
+    head = json.dumps(value, indent=1, allow_nan=False).removesuffix("\n}")
+    files.write_text(folder / FILE_NAME, f'{head},\n "trials": [\n{lines}\n]\n}}\n')
 
 
 def load_trials(folder: Path) -> SweepPlan:
@@ -117,10 +133,16 @@ def _read_manifest(folder: Path) -> SweepPlan:
     try:
         assert isinstance(value, dict) and value["format"] == FORMAT
         trials = tuple(_read_trial(item, here) for item in value["trials"])
+        if trials:
+            RunConfig.model_validate(trials[0].written)  # all of them would take seconds
         return SweepPlan(value["name"], folder, trials, Report(**value["report"]), here / value["file"])
     except (AssertionError, KeyError, TypeError, ValidationError) as error:
-        text = f"{folder / FILE_NAME}: not readable by this version of gantool"
-        raise GantoolError(text, "start the sweep again with its sweep file: that writes it anew") from error
+        raise _unreadable(str(folder / FILE_NAME)) from error
+
+
+def _unreadable(what: str) -> GantoolError:
+    text = f"{what}: not readable by this version of gantool"
+    return GantoolError(text, "start the sweep again with its sweep file: that writes it anew")
 
 
 def _read_trial(item: dict[str, Any], here: Path) -> Trial:
@@ -128,7 +150,15 @@ def _read_trial(item: dict[str, Any], here: Path) -> Trial:
     with_working_directory = os.path.relpath(path)
     if not with_working_directory.startswith(".."):
         path = Path(with_working_directory)  # shorter in messages
-    return Trial(RunDirectory(path), item["labels"], item["seed"], RunConfig.model_validate(item["config"]))
+    asked = _eval_digest(json.dumps(item["config"]["eval"]))
+    return Trial(RunDirectory(path), item["labels"], item["seed"], None, item["config"], asked)
+
+
+@functools.lru_cache
+def _eval_digest(text: str) -> str:
+    """Of an `eval:` section as JSON, which is the same for most runs of a sweep."""
+    value = json.loads(text)
+    return digest_of(None if value is None else EvalConfig.model_validate(value).identity())
 
 
 def _bare_trial(path: Path) -> Trial:

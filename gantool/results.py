@@ -21,6 +21,7 @@ from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial
+from gantool.runs import Look
 from gantool.submissions import Jobs
 
 
@@ -96,21 +97,27 @@ def collect(trials: Iterable[Trial]) -> list[Row]:
 
 def scores_of(trial: Trial) -> dict[str, float]:
     """All numbers of the scores of a run that is done."""
-    scores = (trial.run.result() or {}).get("scores")
+    return scores_in(trial.run.result())
+
+
+def scores_in(result: dict[str, Any] | None) -> dict[str, float]:
+    """All numbers of the scores in a result.json."""
+    scores = (result or {}).get("scores")
     found = [_numbers(score.get("values")) for score in scores] if isinstance(scores, list) else []
     return {name: value for values in found for name, value in values.items()}
 
 
 def _rows_of(trial: Trial, jobs: Jobs) -> list[Row]:
     try:
-        state, words = jobs.state(trial.run, trial.state())
+        look = trial.look()
+        state, words = jobs.state(trial.run, look.state, look.status)
     except GantoolError as error:
-        state, words = "failed", error.message
-    result = (trial.run.result() if state == "done" else None) or {}
+        look, state, words = Look("failed", {}, None), "failed", error.message
+    result = (look.result if state == "done" else None) or {}
     step, scores = result.get("step"), result.get("scores")
     bare = Row(trial.labels, trial.seed, str(trial.run.path), state, step)
     if state in ("failed", "diverged"):
-        said = "" if words else str(trial.run.status().get("message", ""))
+        said = "" if words else str(look.status.get("message", ""))
         bare = replace(bare, cause=words or said, output=last_output(trial.run))
     rows = []
     for score in scores if isinstance(scores, list) else []:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 from gantool import files
 from gantool.config.document import dump_yaml, read_document
@@ -36,6 +36,16 @@ State = Literal[
 ]  # fmt: skip
 """The last three are known to a cluster only: see `submissions`."""
 _MAX_STARTS = 3  # of one job at the same step
+
+
+class Look(NamedTuple):
+    """What the files of a run say, each read once."""
+
+    state: State
+    status: dict[str, Any]
+    """status.json."""
+    result: dict[str, Any] | None
+    """result.json, if that was looked at."""
 
 
 class RunBusy(GantoolError):
@@ -161,37 +171,42 @@ class RunDirectory:
         except OSError:  # never locked, or not ours to look at
             return False
 
-    def state(self, config: RunConfig | None = None) -> State:
-        """What the run is, from its files alone. `unscored`: trained, but without the scores that `config` asks for.
+    def state(self, config: RunConfig | str | None = None) -> State:
+        """What the run is, from its files alone. `unscored`: trained, but without the scores that `config` (or the
+        `eval_digest` of one) asks for.
 
         `lost`: it was running and its process is gone without a word (killed, crashed node).
         """
-        if self.locked():
-            return "running"
+        return self.look(config).state
+
+    def look(self, config: RunConfig | str | None = None) -> Look:
+        """`state`, and the files that it is read from."""
+        locked = self.locked()
         status = self.status()  # after the look at the lock: its last words were written while it held it
+        if locked:
+            return Look("running", status, None)
         if self.marked("cancelled"):
-            return "cancelled"
-        if self.result() is not None:
-            return self.state_of_result(config or self.config())
+            return Look("cancelled", status, None)
+        result = self.result()
+        if result is not None:
+            return Look(_state_of_result(result, config or self.config()), status, result)
         state = status.get("state")
         if state in ("failed", "diverged"):
-            return "failed" if state == "failed" else "diverged"
+            return Look("failed" if state == "failed" else "diverged", status, None)
         if self.marked("stopped"):
-            return "stopped"
-        return "lost" if state == "running" else "planned"
+            return Look("stopped", status, None)
+        return Look("lost" if state == "running" else "planned", status, None)
 
     def state_of_result(self, config: RunConfig) -> Literal["planned", "unscored", "done"]:
         """`planned` without result.json, `unscored` when it lacks the scores that `config` asks for."""
         result = self.result()
-        if result is None:
-            return "planned"
-        return "done" if result.get("eval") == eval_digest(config) else "unscored"
+        return "planned" if result is None else _state_of_result(result, config)
 
-    def write_config(self, config: RunConfig) -> None:
+    def write_config(self, config: RunConfig, durable: bool = True) -> None:
         """Write config.yaml, if it is not the same already."""
         text, path = dump_yaml(config.model_dump(mode="json")), self.path / "config.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            files.write_text(path, text)
+            files.write_text(path, text, durable)
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[IO[bytes]]:
@@ -228,6 +243,11 @@ def job_id() -> str:
 def eval_digest(config: RunConfig) -> str:
     """Digest of the `eval:` section: which scores a finished run must have."""
     return digest_of(config.eval.identity() if config.eval else None)
+
+
+def _state_of_result(result: dict[str, Any], config: RunConfig | str) -> Literal["unscored", "done"]:
+    asked = config if isinstance(config, str) else eval_digest(config)
+    return "done" if result.get("eval") == asked else "unscored"
 
 
 def _try_lock(file: IO[bytes], kind: int) -> bool:

@@ -12,7 +12,7 @@ from gantool.config.grid import Labels
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial, load_trials
-from gantool.results import scores_of
+from gantool.results import scores_in
 from gantool.runs import State
 from gantool.submissions import Jobs
 
@@ -74,10 +74,11 @@ def counts(statuses: list[TrialStatus]) -> dict[State, int]:
 def _trial_status(trial: Trial, now: float, jobs: Jobs) -> TrialStatus:
     path, labels, seed = trial.run.path, trial.labels, trial.seed
     try:
-        state, words = jobs.state(trial.run, trial.state())
+        look = trial.look()
+        state, words = jobs.state(trial.run, look.state, look.status)
     except GantoolError as error:  # a damaged config.yaml must not hide the other runs
         return TrialStatus(path, trial.title, labels, seed, "failed", message=error.message)
-    said = trial.run.status()
+    said = look.status
     job = jobs.of(trial.run)
     if state == "running" and said.get("state") != "running":  # its first words are still to come
         said = {**said, "message": "starting", "images_per_second": None}
@@ -101,7 +102,7 @@ def _trial_status(trial: Trial, now: float, jobs: Jobs) -> TrialStatus:
         message=message,
         host=str(said.get("host", "")),
         job=job.id if job and job.alive else str(said.get("job", "")),
-        scores=scores_of(trial) if state == "done" else {},
+        scores=scores_in(look.result) if state == "done" else {},
     )
 
 
@@ -123,8 +124,8 @@ def status_rows(statuses: list[TrialStatus]) -> list[dict[str, Any]]:
             "step": status.step,
             "of": status.total,
             "images/s": status.images_per_second,
-            "left s": status.left_seconds and round(status.left_seconds),
-            "silent s": status.silent_seconds and round(status.silent_seconds),
+            "left s": None if status.left_seconds is None else round(status.left_seconds),
+            "silent s": None if status.silent_seconds is None else round(status.silent_seconds),
             "job": status.job,
             **{name: status.scores.get(name) for name in names},
             "message": status.message,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gantool import cluster, files
 from gantool.cluster import Attempt, Job, SlurmSilent
@@ -66,8 +67,8 @@ def write_submission(folder: Path, sweep: str, tasks: Sequence[Sequence[RunDirec
     submission = Submission(path, time.time(), None)
     files.write_json(path, {"time": submission.time, "job": None})
     for number, task in enumerate(tasks):
-        for run in task:
-            files.write_json(run.path / "job.json", {"submission": str(path), "task": number})
+        for run in task:  # without waiting for the disk, a thousand times: should the machine crash, job.sh sees to it
+            files.write_json(run.path / "job.json", {"submission": str(path), "task": number}, durable=False)
     return submission
 
 
@@ -122,6 +123,8 @@ class Jobs:
         read: dict[Path, Submission | None] = {}
         self._claims = {run.path: claim for run in runs if (claim := _claim_of(run, read))}
         self._by_task: dict[tuple[str, int], Job] = {}
+        self._whole: dict[str, Job] = {}  # arrays that were cancelled before any of their tasks began are one line
+        self._names: set[str] = set()  # of the submissions that squeue knows
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._asked = False
         self.silence: SlurmSilent | None = None
@@ -131,14 +134,19 @@ class Jobs:
             return
         try:
             for jobs in cluster.queue(names).values():
-                self._by_task.update({(job.name, _task(job.id)): job for job in jobs})
+                self._by_task |= {(job.name, task): job for job in jobs for task in _tasks(job.id)}
+                self._whole |= {job.name: job for job in jobs if "_" not in job.id}
+            self._names = {name for name, _ in self._by_task}
         except SlurmSilent as silence:
             self.silence = silence
 
     def of(self, run: RunDirectory) -> Job | None:
         """The job of a run, as squeue knows it."""
         claim = self._claims.get(run.path)
-        return self._by_task.get((claim.submission.name, claim.task)) if claim else None
+        if claim is None:
+            return None
+        name, task = claim.submission.name, claim.task
+        return self._by_task.get((name, task)) or self._whole.get(name)
 
     def claim(self, run: RunDirectory) -> Claim | None:
         """The latest submission of a run."""
@@ -150,7 +158,8 @@ class Jobs:
 
     def id_of(self, submission: Submission) -> str | None:
         """The id of its array: as written down, or as squeue knows it by its name."""
-        known = (job.id for (name, _), job in self._by_task.items() if name == submission.name)
+        listed = [*self._by_task.values(), *self._whole.values()]
+        known = (job.id for job in listed if job.name == submission.name)
         return submission.job or next((job.split("_")[0] for job in known), None)
 
     def alive_arrays(self) -> set[str]:
@@ -174,20 +183,23 @@ class Jobs:
             return None
         if not self._asked:
             self._asked = True
-            self._attempts = {(one.name, _task(one.id)): one for one in self.attempts() if "[" not in one.id}
+            found = [one for one in self.attempts() if "[" not in one.id or one.state == "CANCELLED"]
+            self._attempts = {(one.name, task): one for one in found for task in _tasks(one.id)}
         return self._attempts.get((claim.submission.name, claim.task))
 
-    def state(self, run: RunDirectory, files_say: State) -> tuple[State, str]:
-        """The state of a run whose files say `files_say`, and words on it (a reason, a cause)."""
+    def state(self, run: RunDirectory, files_say: State, status: dict[str, Any] | None = None) -> tuple[State, str]:
+        """The state of a run whose files say `files_say`, and words on it (a reason, a cause). `status`: its
+        status.json, if that is read already."""
         job = self.of(run)
         if files_say in ("done", "cancelled") or run.path not in self._claims:
             return files_say, ""
         if job is None or not job.alive:
-            return self._ended(run, files_say, job)
+            return self._ended(run, files_say, job, run.status() if status is None else status)
         if files_say in ("failed", "diverged"):
             return files_say, ""
         if not job.pending:
-            known = files_say == "running" or run.status().get("job") == job.id  # locks of other nodes may be unseen
+            said = run.status() if status is None else status
+            known = files_say == "running" or said.get("job") == job.id  # locks of other nodes may be unseen
             return "running", "" if known else "starting or ending"
         if files_say == "running":
             return files_say, ""
@@ -195,14 +207,14 @@ class Jobs:
             return "held", job.reason
         return "queued" if files_say == "planned" else "requeued", job.reason
 
-    def _ended(self, run: RunDirectory, files_say: State, job: Job | None) -> tuple[State, str]:
+    def _ended(self, run: RunDirectory, files_say: State, job: Job | None, status: dict[str, Any]) -> tuple[State, str]:
         """The job has ended, or Slurm does not know it."""
         if files_say not in ("planned", "stopped", "lost", "unscored") or self.silence:
             return files_say, ""
-        claim, status = self._claims[run.path], run.status()
+        claim = self._claims[run.path]
         attempt = None if job else self.last_attempt(run)
         if not job and not attempt:
-            return files_say, ""
+            return ("cancelled", "scancel") if self._never_started(claim, files_say) else (files_say, "")
         name, state = (job.id, job.state) if job else (attempt.id, attempt.state) if attempt else ("", "")
         if status.get("time", 0) > claim.submission.time and status.get("job") not in (name, None):
             return files_say, ""  # it was trained elsewhere since
@@ -212,6 +224,12 @@ class Jobs:
             what = "out of memory, says Slurm" if state == "OUT_OF_MEMORY" else f"job {name} failed"
             return "failed", f"{what}; its words are in {claim.submission.output(claim.task)}"
         return files_say, f"job {name}: {state}" if files_say == "lost" else ""
+
+    def _never_started(self, claim: Claim, files_say: State) -> bool:
+        """Whether its task was cancelled while it waited: of such a task nothing is left, in squeue and in accounting,
+        while the array it was in is still known."""
+        known = claim.submission.name in self._names and files_say == "planned"
+        return known and not claim.submission.output(claim.task).exists()
 
 
 def _claim_of(run: RunDirectory, read: dict[Path, Submission | None]) -> Claim | None:
@@ -227,7 +245,8 @@ def _claim_of(run: RunDirectory, read: dict[Path, Submission | None]) -> Claim |
     return Claim(submission, int(note["task"])) if submission else None
 
 
-def _task(job: str) -> int:
-    """The number of an array task in its id, `57_3`."""
-    number = job.partition("_")[2]
-    return int(number) if number.isdigit() else 0
+def _tasks(job: str) -> list[int]:
+    """The numbers of the array tasks in an id: `57_3`, or `57_[0,2-9%4]` for several that ended before they began."""
+    words = re.sub(r"%.*", "", job.partition("_")[2].strip("[]")).split(",")
+    ranges = [word.split("-") for word in words if re.fullmatch(r"\d+(-\d+)?", word)]
+    return [number for ends in ranges for number in range(int(ends[0]), int(ends[-1]) + 1)]

@@ -26,7 +26,7 @@ from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, write_manifest
 from gantool.metrics.inception_weights import find_weights
 from gantool.progress import Progress
-from gantool.runs import RunDirectory, State
+from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
 
 JOB_SCRIPT = Path(gantool.__file__).parent / "job.sh"
@@ -171,11 +171,10 @@ def _batches(
 
 def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: dict[Path, State]) -> str:
     for trial in (trial for task in tasks for trial in task):
-        run = RunDirectory.create(trial.config)
-        run.write_config(trial.config)
-        if states[run.path] in _FAILED:
-            said = run.status()
-            run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
+        trial.run.write_config(trial.config, durable=False)
+        if states[trial.run.path] in _FAILED:
+            said = trial.run.status()
+            trial.run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
     runs = [[trial.run for trial in task] for task in tasks]
     submission = write_submission(plan.folder, plan.name, runs)
     named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv"), batch.slurm))
@@ -237,6 +236,8 @@ def _container(plan: SweepPlan, site: SiteConfig, image: str) -> str:
     program = next((name for name in ("apptainer", "singularity") if shutil.which(name)), "apptainer")
     folders = {plan.folder.resolve(), *(trial.run.path.parent.resolve() for trial in plan.trials)}
     folders |= {Path(trial.config.runtime.data_dir).resolve() for trial in plan.trials}
+    parts = [part for t in plan.trials for part in (t.config.generator, t.config.discriminator, t.config.loss)]
+    folders |= {Path(file).parent for part in parts if (file := getattr(part, "file", None))}
     weights = {trial.config.eval.weights for trial in plan.trials if trial.config.eval}
     folders |= {Path(path).expanduser().resolve() for path in weights if path}
     binds = [word for folder in sorted(folders) if folder.exists() for word in ("--bind", f"{folder}")]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -16,6 +17,7 @@ from rich.text import Text
 from gantool.progress import Progress
 
 PLAIN_SECONDS = 10.0  # between two plain lines of the same task
+_MAX_FOLDED = 300  # rows of a table whose cells are folded to the width of the terminal
 
 
 class TerminalProgress:
@@ -105,14 +107,36 @@ def clear_screen() -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-    """A table on stdout, as wide as the terminal (never cut where stdout is no terminal)."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", collapse_padding=True)
-    for index, header in enumerate(headers):
-        numeric = bool(rows) and all(row[index].lstrip("-")[:1].isdigit() or row[index] in ("", "-") for row in rows)
-        table.add_column(Text(header), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    """A table on stdout; on a terminal, cells are folded where a table of a few hundred lines is wider than that."""
+    wide = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if wide else 400, soft_wrap=not wide)
+    columns = [[header, *(row[index] for row in rows)] for index, header in enumerate(headers)]
+    widths = [max(map(cell_len, column)) for column in columns]
+    numeric = [
+        bool(rows) and all(cell.lstrip("-")[:1].isdigit() or cell in ("", "-") for cell in cells)
+        for _, *cells in columns
+    ]
+    if wide and sum(widths) + len(widths) > console.width and len(rows) <= _MAX_FOLDED:
+        console.print(_folded(headers, rows, numeric))
+    else:  # much faster than rich, for thousands of rows
+        console.print(Text(_line(headers, widths, numeric), style="bold"), soft_wrap=True)
+        console.file.write("".join(_line(row, widths, numeric) + "\n" for row in rows))
     if caption:
         console.print(Text(caption))
+
+
+def _folded(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", collapse_padding=True)
+    for header, right in zip(headers, numeric, strict=True):
+        table.add_column(Text(header), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    parts = []
+    for cell, width, right in zip(cells, widths, numeric, strict=True):
+        space = " " * (width - cell_len(cell))
+        parts.append(space + cell if right else cell + space)
+    return " ".join(parts).rstrip()

@@ -106,7 +106,11 @@ job() {
   while wait $srun; rc=$?; [ $rc -gt 128 ] && kill -0 $srun 2>/dev/null; do :; done # a trap ends wait, not srun
 
   [ -z "$mps" ] || echo quit | nvidia-cuda-mps-control
-  if [ "${SLURM_NNODES:-1}" -gt 1 ]; then srun --ntasks-per-node=1 rm -rf "$scratch"; else rm -rf "$scratch"; fi
+  if [ "${SLURM_NNODES:-1}" -gt 1 ]; then
+    srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 rm -rf "$scratch"
+  else
+    rm -rf "$scratch"
+  fi
   after "$rc" "$terminated" "${runs[@]}"
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_slurm import FakeSlurm, without_slurm
 
 TINY = """\
 name: tiny
@@ -22,6 +23,29 @@ runtime: {device: cpu, threads: 1, log_every: 5, sample_every: 1000, snapshot_ev
 """
 
 Gantool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def path_without_slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The search path, as on a machine without Slurm."""
+    return without_slurm(os.environ["PATH"], tmp_path_factory.mktemp("bin"))
+
+
+@pytest.fixture(autouse=True)
+def no_real_cluster(request: pytest.FixtureRequest, path_without_slurm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test submits to the cluster of the machine it happens to run on, but those in tests/slurm, which bring one."""
+    if request.node.path.parent.name != "slurm":
+        monkeypatch.setenv("PATH", path_without_slurm)
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "GANTOOL_"))]:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def slurm(no_real_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A pretended Slurm, first on the search path."""
+    fake = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{fake.bin}{os.pathsep}{os.environ['PATH']}")
+    return fake
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,11 @@ def duration_in_steps(duration: int | str, images_per_step: int, num_images: int
     return max(1, math.ceil(images / images_per_step))
 
 
+def refuse(text: str, hint: str) -> PydanticCustomError:
+    """The error that a validator raises: what was found and expected, and the fix."""
+    return PydanticCustomError("value_error", "{text}", {"text": text, "hint": hint})
+
+
 def _check_duration(value: Any) -> Any:
     try:
         amount, unit = parse_duration(value)

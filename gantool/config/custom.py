@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from gantool.config.base import Model
+from gantool.config.base import Model, refuse
 
 GIVEN = ("size", "channels", "num_classes")
 """What a network's class is always given, by keyword, beside its settings (a generator `latent_dim` too)."""
@@ -22,13 +21,9 @@ GIVEN = ("size", "channels", "num_classes")
 _RELATIVE = "the path is relative to the config that names it, with --set to the folder where gantool is started"
 
 
-def _refuse(text: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError("value_error", "{text}", {"text": text, "hint": hint})
-
-
 def _scalar(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
-        raise _refuse(f"found {value!r}, expected a number, a text, true or false", "take lists apart in your class")
+        raise refuse(f"found {value!r}, expected a number, a text, true or false", "take lists apart in your class")
     return value
 
 
@@ -55,7 +50,7 @@ class CustomFile(Model):
         try:
             tree = ast.parse(_read(self.file))
         except (SyntaxError, ValueError) as error:
-            raise _refuse(f"{self.file}: is not Python: {error}", "mend the file") from None
+            raise refuse(f"{self.file}: is not Python: {error}", "mend the file") from None
         for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -64,7 +59,7 @@ class CustomFile(Model):
                 if name and (beside.with_suffix(".py").is_file() or (beside / "__init__.py").is_file()):
                     text = f"{self.file}: line {node.lineno}: imports {name}, which lies beside it"  # type: ignore[attr-defined]
                     hint = "put all into one file, whose digest then covers it, or install the other as a package"
-                    raise _refuse(text, hint)
+                    raise refuse(text, hint)
         return tree
 
 
@@ -73,7 +68,7 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         shown = repr(path) if not path or "\0" in path else path
-        raise _refuse(f"{shown}: cannot be read: {getattr(error, 'strerror', error)}", _RELATIVE) from None
+        raise refuse(f"{shown}: cannot be read: {getattr(error, 'strerror', error)}", _RELATIVE) from None
 
 
 def digest_of_source(source: bytes) -> str:
@@ -96,7 +91,7 @@ class CustomNetwork(CustomFile):
         given = (*GIVEN, *(("latent_dim",) if hasattr(self, "latent_dim") else ()))
         twice = [name for name in self.settings if name in given]
         if twice:
-            raise _refuse(f"settings: {twice[0]!r} is given to the class already", "take it out of settings")
+            raise refuse(f"settings: {twice[0]!r} is given to the class already", "take it out of settings")
         tree = self.source()
         if tree is not None:
             _check_class(tree, self.file, self.name, (*given, *self.settings))
@@ -108,7 +103,7 @@ def _check_class(tree: ast.Module, path: str, name: str, wanted: tuple[str, ...]
     if name not in classes:
         if name in _assigned(tree):
             return  # made in another way: it is tried when the networks are built
-        raise _refuse(f"{path}: has no class {name}", f"classes there: {', '.join(classes) or 'none'}")
+        raise refuse(f"{path}: has no class {name}", f"classes there: {', '.join(classes) or 'none'}")
     starts = [n for n in classes[name].body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     if not starts:
         return
@@ -117,14 +112,14 @@ def _check_class(tree: ast.Module, path: str, name: str, wanted: tuple[str, ...]
     unknown = [word for word in wanted if word not in names]
     if unknown and arguments.kwarg is None:
         text = f"{path}: {name}.__init__ takes no argument {unknown[0]!r}"
-        raise _refuse(text, f"it is called with {', '.join(wanted)}; it takes {', '.join(names)}")
+        raise refuse(text, f"it is called with {', '.join(wanted)}; it takes {', '.join(names)}")
     num_plain = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults) - 1
     needed = names[:num_plain] + [
         a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
     ]
     missing = [word for word in needed if word not in wanted]
     if missing:
-        raise _refuse(f"{path}: {name}.__init__ needs {missing[0]!r}", f"add it to settings: {{{missing[0]}: ...}}")
+        raise refuse(f"{path}: {name}.__init__ needs {missing[0]!r}", f"add it to settings: {{{missing[0]}: ...}}")
 
 
 class CustomLossFile(CustomFile):
@@ -138,7 +133,7 @@ class CustomLossFile(CustomFile):
             missing = [name for name in ("discriminator", "generator") if name not in found]
             if missing:
                 hint = "it must define discriminator(real, fake) and generator(real, fake), each a scalar tensor"
-                raise _refuse(f"{self.file}: has no function {missing[0]}", hint)
+                raise refuse(f"{self.file}: has no function {missing[0]}", hint)
         return self
 
 

@@ -3,19 +3,79 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from gantool.config.base import Model, Positive
+from gantool.config.base import Model, Positive, refuse
 from gantool.config.document import read_document
 from gantool.config.loader import validate
 from gantool.errors import UsageError
 
-Name = Annotated[str, Field(pattern=r"^[^\s'\"\\]+$")]
-"""One word."""
 FILE_NAME = "site.yaml"
+_OURS = ("array", "dependency", "error", "job-name", "open-mode", "output", "signal", "wrap")
+
+
+def _check_word(value: Any) -> Any:
+    if type(value) is int:
+        raise refuse(f"found {value}, expected a text", f"put it in quotes: '{value}'")
+    if isinstance(value, str) and not re.match(r"^[^\s'\"\\]+$", value):
+        raise refuse(f"found {value!r}, expected one word without quotes", "leave out spaces and quotes")
+    return value
+
+
+def _check_memory(value: Any) -> Any:
+    if value is not None and not (isinstance(value, str) and re.match(r"^\d+[KMGT]?$", value)):
+        raise refuse(f"found {value!r}, expected a text like 32G", "K, M, G or T after the number")
+    return value
+
+
+def _check_variable(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(r"^[A-Za-z_][A-Za-z0-9_]*$", value):
+        raise refuse(f"found {value!r}, expected the name of a variable", "letters, digits and _ only")
+    return value
+
+
+def _check_option(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(r"^[a-z][a-z0-9-]+$", value):
+        raise refuse(f"found {value!r}, expected the long name of an option of sbatch", "without dashes: mail-type")
+    if value in _OURS:
+        raise refuse(f"{value} is set by gantool itself", "remove it")
+    return value
+
+
+def _check_value(value: Any) -> Any:
+    if not isinstance(value, str | int | float):
+        raise refuse(f"found {value!r}, expected a text or a number", "write for example 'FAIL'")
+    return value if isinstance(value, bool) else str(value)
+
+
+def _check_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise refuse(f"found {str(value).lower()}, expected a text or a number", f"write '{int(value)}' or 'yes'")
+    return _check_value(value)
+
+
+def _check_lines(value: Any) -> Any:
+    return tuple(value.splitlines()) if isinstance(value, str) else value
+
+
+def _check_options(value: Any) -> Any:
+    words = value if isinstance(value, list | tuple) else str(value).split()
+    joined = next((word for word in words if re.match(r"^--?[\w-]+\s", str(word))), None)
+    if joined is not None:
+        words = str(joined).split(maxsplit=1)
+        raise refuse(f"found {joined!r}, expected one word in each entry", f"write two: [{', '.join(words)}]")
+    if isinstance(value, str):
+        raise refuse(f"found {value!r}, expected a list", f"write [{', '.join(words)}]")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_check_word)]
+"""One word."""
+_Options = Annotated[tuple[str, ...], BeforeValidator(_check_options), Field(strict=False)]
 
 
 class SiteConfig(Model):
@@ -39,19 +99,24 @@ class SiteConfig(Model):
     """Ask for GPUs by --gres=gpu:N, as older clusters want it, not by --gpus-per-node=N."""
     cpus: Positive | None = None
     """CPUs of each task (one for each GPU or packed run), unless the sweep says; null: the cluster's default."""
-    mem: Name | None = None
+    mem: Annotated[str | None, BeforeValidator(_check_memory)] = None
     """Memory of each node, e.g. 32G, unless the sweep says; null: the cluster's default."""
-    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    setup: Annotated[tuple[str, ...], BeforeValidator(_check_lines), Field(strict=False)] = ()
     """Lines of shell to run first in each job, e.g. 'module load cuda'."""
-    sbatch: dict[Name, str | int | bool] = Field(default_factory=dict)
-    """Other options of sbatch by their long name, e.g. {mail-type: FAIL}; true: an option without a value."""
-    srun: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    sbatch: dict[
+        Annotated[str, BeforeValidator(_check_option)], Annotated[str | bool, BeforeValidator(_check_value)]
+    ] = Field(default_factory=dict)
+    """Other options of sbatch by their long name, e.g. {mail-type: FAIL}; true: an option without a value,
+    false: leave it out."""
+    srun: _Options = ()
     """Other options of srun, e.g. --mpi=none."""
-    env: dict[Name, str | int] = Field(default_factory=dict)
+    env: dict[Annotated[str, BeforeValidator(_check_variable)], Annotated[str, BeforeValidator(_check_text)]] = Field(
+        default_factory=dict
+    )
     """Environment variables of each job, e.g. {NCCL_DEBUG: WARN}."""
     container: str | None = None
     """Image (.sif) that gantool runs in, relative to this file; null: the gantool that submits."""
-    container_options: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    container_options: _Options = ()
     """Options of `apptainer exec` beside --nv and the folders of the runs and data, e.g. [--bind, /scratch]."""
     interface: Name | None = None
     """Network interface for NCCL and Gloo, where the first one is the wrong one, e.g. ib0."""

@@ -9,21 +9,16 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from gantool.config.base import NAME_PATTERN, Model, Positive
+from gantool.config.base import NAME_PATTERN, Model, Positive, refuse
 
 MAX_RUNS = 20_000
 """Most runs of one sweep: a slip of the hand should not fill a disk."""
 
 
-def _refuse(text: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError("value_error", "{text}", {"text": text, "hint": hint})
-
-
 def _check_base(value: Any) -> Any:
     if not isinstance(value, str | dict):
-        raise _refuse(
+        raise refuse(
             f"found {value!r}, expected the path of a run config, or a mapping", "write for example base: gan.yaml"
         )
     return value
@@ -33,9 +28,9 @@ def _check_axis(value: Any) -> Any:
     bundles = isinstance(value, dict) and all(isinstance(overrides, dict) for overrides in value.values())
     if not isinstance(value, list) and not bundles:
         text = "expected a list of values, or named bundles of overrides"
-        raise _refuse(text, "write for example augment: [none, basic], or big: {no: {}, yes: {generator.width: 128}}")
+        raise refuse(text, "write for example augment: [none, basic], or big: {no: {}, yes: {generator.width: 128}}")
     if not value:
-        raise _refuse("the axis is empty, so there would be no run at all", "give it a value, or remove the axis")
+        raise refuse("the axis is empty, so there would be no run at all", "give it a value, or remove the axis")
     return value
 
 
@@ -47,10 +42,10 @@ def _check_seeds(value: Any) -> Any:
             or not all(type(seed) is int and 0 <= seed < 2**63 for seed in value)
             or len(set(value)) < len(value)
         ):
-            raise _refuse(f"found {value!r}, expected different whole numbers from 0 on", hint)
+            raise refuse(f"found {value!r}, expected different whole numbers from 0 on", hint)
         return tuple(value)
     if value is not None and (type(value) is not int or not 1 <= value <= MAX_RUNS):
-        raise _refuse(f"found {value!r}, expected a whole number from 1 to {MAX_RUNS}, or a list", hint)
+        raise refuse(f"found {value!r}, expected a whole number from 1 to {MAX_RUNS}, or a list", hint)
     return value
 
 
@@ -63,7 +58,7 @@ def _check_time(value: Any) -> Any:
     found = _TIME.match(value) if isinstance(value, str) else None
     days, hours, minutes = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
     if days + hours + minutes == 0:
-        raise _refuse(f"found {value!r}, expected a time like 4h, 90m or '2d 12h'", "Slurm counts in whole minutes")
+        raise refuse(f"found {value!r}, expected a time like 4h, 90m or '2d 12h'", "Slurm counts in whole minutes")
     return value
 
 
@@ -99,7 +94,7 @@ class SlurmConfig(Model):
     @model_validator(mode="after")
     def _check_pack(self) -> SlurmConfig:
         if self.pack > 1 and (self.nodes > 1 or (self.gpus or 0) > 1 or (self.tasks or 0) > 1):
-            raise _refuse("pack: several runs share one GPU of one node", "leave out nodes, gpus and tasks, or pack")
+            raise refuse("pack: several runs share one GPU of one node", "leave out nodes, gpus and tasks, or pack")
         return self
 
     def num_ranks(self) -> int:
