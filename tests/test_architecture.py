@@ -15,11 +15,11 @@ from gantool.runs import RunDirectory
 
 PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
-    {"config", "errors", "files", "progress", "randomness"},
+    {"config", "errors", "files", "progress", "randomness", "container", "driver"},
     {"models", "custom", "losses", "penalties", "data", "metrics", "runtime", "runs", "interrupts", "launch"},
     {"checkpoint", "state", "manifest", "results", "local"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare"},
-    {"train", "train_scores", "evaluate", "bench"},
+    {"train", "train_scores", "evaluate", "bench", "doctor"},
     {"cli", "start", "scoring", "tables", "terminal", "__main__"},
 ]
 WALLS = {
@@ -33,6 +33,9 @@ WALLS = {
 }
 TORCH_FREE = ["gantool.cli", "gantool.config", "gantool.errors", "gantool.runs", "gantool.sweep", "gantool.status"]
 TORCH_FREE += [
+    "gantool.container",
+    "gantool.doctor",
+    "gantool.driver",
     "gantool.results",
     "gantool.prepare",
     "gantool.data.pack",

@@ -1,6 +1,6 @@
-"""A stand-in for the official Python image, so that the real definition builds where no image registry can be reached:
-Debian with its Python, packed as `docker save` would. How this machine reaches a package index (pip's settings, a bundle
-of certificates) goes into it, as it would go into a site's own base image; the definition knows nothing of it.
+"""A stand-in for the official Python image, so that the real definition builds where no image registry is reached:
+Debian with its Python, packed as `docker save` would. How this machine reaches a package index (pip's settings, a
+bundle of certificates) goes into it, as it would go into a site's own base image; the definition knows nothing of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def make(out: Path) -> None:
     if bundle is not None:
         command += [f"--customize-hook=upload {bundle} {CERTIFICATES}"]
     layer = folder / "layer.tar"
-    subprocess.run([*command, SUITE, str(layer), mirror.split()[0]], check=True, env=os.environ | {"TMPDIR": str(folder)})
+    subprocess.run(
+        [*command, SUITE, str(layer), mirror.split()[0]], check=True, env=os.environ | {"TMPDIR": str(folder)}
+    )
     _pack(layer, out)
     layer.unlink()
 
