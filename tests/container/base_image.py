@@ -5,7 +5,6 @@ bundle of certificates) goes into it, as it would go into a site's own base imag
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -13,6 +12,8 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+
+from gantool.metrics.weights import sha256
 
 SUITE = "bookworm"  # its Python is the one of the lock for the CPU
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
@@ -73,8 +74,7 @@ def _certificates() -> str | None:
 
 def _pack(layer: Path, out: Path) -> None:
     """One layer as docker-archive: the layer, its config, and a manifest that names both."""
-    with layer.open("rb") as file:
-        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    digest = "sha256:" + sha256(layer)
     root = {"type": "layers", "diff_ids": [digest]}
     paths = {"Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
     documents = {

@@ -1,4 +1,4 @@
-"""Who uses the image, and how: as on a cluster, without privileges and without anything of this machine's environment."""
+"""Who uses the image, and how: as on a cluster, unprivileged, and with nothing of this machine's environment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ Done = subprocess.CompletedProcess[str]
 
 
 class Person:
-    """Who uses the image: not root, with nothing of this machine's environment, in a folder of their own."""
+    """Who uses the image: not root, with nothing of this machine's environment, in a folder of their own.
 
-    def __init__(self, folder: Path, user: pwd.struct_passwd) -> None:
-        self.folder, self.user = folder, user
+    `scratch` is another folder, quick and large.
+    """
+
+    def __init__(self, folder: Path, user: pwd.struct_passwd, scratch: Path) -> None:
+        self.folder, self.user, self.scratch = folder, user, scratch
 
     def start(self, *command: object, **environment: str) -> subprocess.Popen[str]:
         """The command as a running process, in the folder."""
