@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+MOUNTS = Path("/proc/self/mountinfo")
 _OVERLAYS = ("overlay", "fuse.fuse-overlayfs")
 _MEMORY = ("tmpfs", "ramfs")
 # Written to by libraries that gantool uses, each where the user's home is if not told otherwise.
@@ -93,7 +94,7 @@ def _existing(path: Path) -> Path:
 def _filesystem(path: Path) -> str:
     """The type of the filesystem that holds `path`, '' where the kernel does not tell."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = MOUNTS.read_text().splitlines()
     except OSError:
         return ""
     path = path.resolve()

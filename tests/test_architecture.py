@@ -134,6 +134,7 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
         (["sweep", "sweep.yaml", "--dry-run"], 0, "planned"),
         (["config-schema"], 0, "latent_dim"),
         (["status", "runs"], 0, "1 runs: 1 planned"),
+        (["doctor"], 0, "not installed"),
     ):
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
