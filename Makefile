@@ -48,8 +48,8 @@ define lock
 endef
 
 locks: install  ## Pin what goes into the image, newly (containers/requirements-*.lock)
-	$(call lock,cuda12,3.12,torch<2.11)
-	$(call lock,cuda13,3.12,torch<2.15)
+	$(call lock,cuda12,3.13,torch<2.11)
+	$(call lock,cuda13,3.13,torch<2.15)
 	$(call lock,cpu,3.11,torch==2.13.0+cpu,--no-emit-package torchvision)
 
 test-container: install  ## Build the image for the CPU and use it (needs Apptainer; minutes)

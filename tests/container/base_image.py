@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gantool.metrics.weights import sha256
 
-SUITE = "bookworm"  # its Python is the one of the lock for the CPU
+SUITE = "bookworm"  # its Python is that of the lock for the CPU; trixie's is that of the locks for CUDA
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 WHEELS = "/mnt"  # where the build binds a folder of wheels; every image has this folder
 KEPT = ("index-url", "extra-index-url", "trusted-host", "proxy")
@@ -37,7 +37,7 @@ def wheels_folder() -> Path | None:
     return next((Path(place) for place in places if Path(place).is_dir()), None)
 
 
-def make(out: Path) -> None:
+def make(out: Path, suite: str = SUITE) -> None:
     """Write the stand-in to `out`, a docker-archive."""
     mirror = _output("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian")
     folder = out.parent / "base"
@@ -51,7 +51,7 @@ def make(out: Path) -> None:
         command += [f"--customize-hook=upload {bundle} {CERTIFICATES}"]
     layer = folder / "layer.tar"
     subprocess.run(
-        [*command, SUITE, str(layer), mirror.split()[0]], check=True, env=os.environ | {"TMPDIR": str(folder)}
+        [*command, suite, str(layer), mirror.split()[0]], check=True, env=os.environ | {"TMPDIR": str(folder)}
     )
     _pack(layer, out)
     layer.unlink()
