@@ -76,8 +76,10 @@ def writable(path: Path) -> bool:
 
 
 def loss(path: Path) -> str | None:
-    """In words, why what is written to `path` in this container would be lost; None if it would not."""
-    kind = _filesystem(_existing(path)) if inside() else ""
+    """In words, why what is written to `path` in this container would be lost; None if it would not, or cannot be written."""
+    if not inside() or not writable(path):  # an error will tell of the latter
+        return None
+    kind = _filesystem(_existing(path))
     if kind in _OVERLAYS:
         return f"{path} is inside the container, and gone when it ends: give a folder that is bound (--bind)"
     if kind in _MEMORY:

@@ -67,6 +67,7 @@ def test_what_a_container_would_lose(
     (tmp_path / "mountinfo").write_text(MOUNTS)
     monkeypatch.setattr(container, "MOUNTS", tmp_path / "mountinfo")
     monkeypatch.setattr(container, "_existing", lambda path: path)
+    monkeypatch.setattr(container, "writable", lambda path: True)
     found = container.loss(Path(path))
     assert (found is None) == (words is None) and (words or "") in (found or "")
     monkeypatch.setattr(container, "inside", lambda: False)
