@@ -76,7 +76,8 @@ def writable(path: Path) -> bool:
 
 
 def loss(path: Path) -> str | None:
-    """In words, why what is written to `path` in this container would be lost; None if it would not, or cannot be written."""
+    """In words, why what is written to `path` in this container would be lost; None if it would not be, or cannot be
+    written at all."""
     if not inside() or not writable(path):  # an error will tell of the latter
         return None
     kind = _filesystem(_existing(path))
