@@ -48,6 +48,13 @@ def test_its_own_test_passes(image: Image) -> None:
     assert done.returncode == 0 and __version__ in done.stdout, done.stdout + done.stderr
 
 
+def test_labels_and_help_say_what_it_is(image: Image) -> None:
+    labels = image.person.run("apptainer", "inspect", image.path).stdout
+    for line in (f"image.version: {__version__}", "image.revision: of-the-test", "requirements-cpu.lock"):
+        assert line in labels
+    assert "--nv" in image.person.run("apptainer", "run-help", image.path).stdout
+
+
 def test_it_is_a_program(image: Image) -> None:
     assert image.person.run(image.path, "--version").stdout.strip() == __version__
 
