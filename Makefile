@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench clean
+.PHONY: help install demo test lint types unit bench clean locks test-container
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,3 +37,20 @@ bench: install  ## Measure the trainer against a bare loop on this machine
 
 clean:  ## Remove .venv and caches (never data, runs or sweeps)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# Name, Python, what torch must be, further options. The build of torch for the CPU is not on PyPI: name an index or a
+# folder that has it, `make locks UV_INDEX=https://download.pytorch.org/whl/cpu` or `UV_FIND_LINKS=folder`.
+define lock
+	echo '$(3)' | UV_CUSTOM_COMPILE_COMMAND='make locks    (for Python $(2))' $(BIN)/uv pip compile pyproject.toml - --quiet \
+		--no-config --generate-hashes --no-annotate --only-binary :all: --python-version $(2) --upgrade \
+		--python-platform x86_64-manylinux_2_28 --extra efficientnet --extra tensorboard $(4) \
+		--output-file containers/requirements-$(1).lock
+endef
+
+locks: install  ## Pin what goes into the image, newly (containers/requirements-*.lock)
+	$(call lock,cuda12,3.13,torch<2.11)
+	$(call lock,cuda13,3.13,torch<2.15)
+	$(call lock,cpu,3.11,torch==2.13.0+cpu,--no-emit-package torchvision)
+
+test-container: install  ## Build the image for the CPU and use it (needs Apptainer; minutes)
+	$(BIN)/python -m pytest -rs tests/container

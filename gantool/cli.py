@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import gantool
+from gantool import container
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from gantool.config.schema import RunConfig
     from gantool.interrupts import Interrupts
     from gantool.terminal import TerminalProgress
@@ -56,6 +59,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an old locale must not cost a table
+    container.set_defaults()
     if "GANTOOL_LAUNCHER" in os.environ:
         from gantool.launch import follow
 
@@ -158,6 +162,21 @@ def _progress() -> TerminalProgress:
     return TerminalProgress(quiet=_options["quiet"])
 
 
+def _warn_of_loss(progress: TerminalProgress, *paths: Path) -> None:
+    for text in filter(None, dict.fromkeys(map(container.loss, paths))):
+        progress.say(f"warning: {text}")
+
+
+def _device(wanted: str, progress: TerminalProgress) -> torch.device:
+    """The device for a verb that samples or scores."""
+    from gantool.runtime import choose_device, device_caution
+
+    device = choose_device(wanted)
+    if caution := device_caution(device, wanted):
+        progress.say(f"warning: {caution}")
+    return device
+
+
 def _check_device(device: str | None) -> None:
     if device is not None:
         _choose("--device", device, ("auto", "cpu", "cuda", "mps"))
@@ -200,6 +219,7 @@ def prepare(
         names = ", ".join(data.name for data in datasets)
         raise UsageError(f"--source is for one dataset, the sweep has several: {names}", "use --dataset NAME for each")
     with _progress() as progress:
+        _warn_of_loss(progress, *(Path(where.data_dir) for where in datasets.values()))
         packed = [
             run(data, where.model_copy(update={"source": str(source)}) if source else where, progress)
             for data, where in datasets.items()
@@ -215,11 +235,11 @@ def _stage(settings: RunConfig, progress: TerminalProgress) -> None:
     """Make what the scores of a run need beside its generator: the extractor, the statistics of the real images."""
     from gantool.evaluate import stage
     from gantool.metrics.collection import Work
-    from gantool.runtime import choose_device, num_threads, set_threads
+    from gantool.runtime import num_threads, set_threads
 
     set_threads(num_threads(settings.runtime.threads))
     assert settings.eval is not None
-    device = choose_device(settings.runtime.device)
+    device = _device(settings.runtime.device, progress)
     stage(settings.data, settings.eval, Path(settings.runtime.data_dir), device, Work(progress))
 
 
@@ -309,9 +329,8 @@ def sample(
     if shape and out.suffix.lower() != ".png":
         raise UsageError(f"--out: found {out.name!r}, expected a .png file for --grid", "for example --out grid.png")
     with _progress() as progress:
-        from gantool.runtime import choose_device
-
-        snapshot = load_snapshot(path, choose_device(device or "auto"))
+        _warn_of_loss(progress, out)
+        snapshot = load_snapshot(path, _device(device or "auto", progress))
         chosen = choose_classes(snapshot, classes) if classes is not None else None
         if shape:
             done = draw_grid(snapshot, *shape, seed, out, chosen)
@@ -395,7 +414,9 @@ def evaluate(
 
         return launch(nproc, sys.argv[1:])
     with _progress() as progress:
-        ranks, where = _eval_ranks(device)
+        if out is not None:
+            _warn_of_loss(progress, out)
+        ranks, where = _eval_ranks(device, progress)
         for text in without:
             progress.say(text)
         if images:
@@ -408,16 +429,16 @@ def evaluate(
     return EXIT_DONE if complete else EXIT_FAILED
 
 
-def _eval_ranks(device: str | None) -> tuple[Any, Any]:
+def _eval_ranks(device: str | None, progress: TerminalProgress) -> tuple[Any, Any]:
     """(ranks, device) of this process."""
     from gantool.config.schema import RuntimeConfig
     from gantool.metrics.collection import Alone
-    from gantool.runtime import Runtime, choose_device, return_large_blocks
+    from gantool.runtime import Runtime, return_large_blocks
     from gantool.start import world_size
 
     return_large_blocks()
     if world_size() == 1:
-        return Alone(), choose_device(device or "auto")
+        return Alone(), _device(device or "auto", progress)
     runtime = Runtime(RuntimeConfig.model_validate({"device": device or "auto"}))
     return runtime, runtime.device
 
@@ -456,6 +477,7 @@ def sweep(
         _print_states(plan_states(plan), form)
         return None
     with _progress() as progress:
+        _warn_of_loss(progress, *(Path(trial.config.runtime.runs_dir) for trial in plan.trials))
         missing = [trial.config for trial in verb.missing(plan, retry_failed)]
         for data, folder in dict.fromkeys((item.data, item.runtime.data_dir) for item in missing):
             ensure_packed(data, Path(folder), progress)
@@ -662,3 +684,20 @@ def config_schema(
 
     print(json.dumps(sweep_schema() if sweep else run_schema(), indent=1))
     return None
+
+
+@_verb("doctor")
+def doctor(
+    form: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
+) -> int | None:
+    """What works on this machine, and what to do about the rest; exit code 1 if something is broken."""
+    from gantool import tables
+    from gantool.doctor import examine
+
+    _choose("--format", form, ("table", "json"))
+    findings = examine()
+    if form == "json":
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    else:
+        tables.print_findings(findings)
+    return EXIT_FAILED if any(finding.state == "problem" for finding in findings) else EXIT_DONE

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 import gantool
+from gantool import container
 from gantool.class_accuracy import accuracies_by_class, accuracy_protocol
 from gantool.config.evaluation import EvalConfig, eval_problems
 from gantool.config.schema import DataConfig
@@ -401,14 +402,23 @@ def _facts(scored: Statistics, real: Statistics, extractor: Extractor, source: s
 
 
 def _versions() -> dict[str, str]:
-    return {
+    found = {
         "gantool": gantool.__version__,
         "torch": torch.__version__,
-        "torchvision": version("torchvision"),
+        "torchvision": _torchvision_version(),
         "numpy": np.__version__,
         "scipy": version("scipy"),
         "python": platform.python_version(),
     }
+    image = container.image()
+    return found | ({"image": image.get("digest", "unknown")} if image else {})
+
+
+def _torchvision_version() -> str:
+    try:
+        return version("torchvision")
+    except PackageNotFoundError:  # the image for the CPU has none
+        return "none"
 
 
 def _check(snapshot: Snapshot, data: PackedDataset) -> None:

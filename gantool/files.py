@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -67,5 +68,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _disk_hint(error: OSError) -> str:
-    names = {28: "the disk is full: free some space", 122: "the quota is used up: free some space"}
+    names = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EDQUOT: "the quota is used up: free some space",
+        errno.EROFS: "this filesystem is read-only: name another folder (in a container, one that is bound: --bind)",
+    }
     return names.get(error.errno or 0, "check that the folder exists and that you may write to it") + ", then run again"

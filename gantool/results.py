@@ -239,7 +239,7 @@ def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list
         cells += [spread_text(group.difference, signed=True)] if against else []
         cells += [number_text(group.real[name]) if name in group.real else "-" for name in yardstick]
         rows.append(cells)
-    return headers or ["runs"], rows
+    return (headers, rows) if headers else (["runs"], [])  # nothing varies and nothing is scored
 
 
 def spread_text(spread: Spread | None, num_missing: int = 0, signed: bool = False) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gantool import container
 from gantool.config.document import parse_assignment
 from gantool.config.loader import load_run_config, overlay, read_run_document, validate_run
 from gantool.config.schema import RunConfig
@@ -81,13 +82,15 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
     data = staged(data, settings.data, terminal)
     check_digest(data)
-    from gantool.runtime import Runtime
+    from gantool.runtime import Runtime, device_caution
     from gantool.train import train as run_to_end
 
     runtime = Runtime(settings.runtime, str(run.path))
     progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
     ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
     progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
+    for text in filter(None, (container.loss(run.path), device_caution(runtime.device, settings.runtime.device))):
+        progress.say(f"warning: {text}")
 
     if settings.eval and run.result() is None:
         from gantool.evaluate import ready

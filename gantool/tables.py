@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gantool.errors import GantoolError, UsageError
 from gantool.files import atomic_file, write_text
 from gantool.metrics.scores import Score, class_rows, score_rows
 from gantool.results import to_csv, to_latex, to_markdown
+
+if TYPE_CHECKING:
+    from gantool.doctor import Finding
 
 FORMATS = ("table", "json", "csv", "markdown", "latex")
 ENDINGS = {".json": "json", ".csv": "csv", ".md": "markdown", ".tex": "latex"}
@@ -41,6 +44,17 @@ def print_rows(rows: list[dict[str, Any]], form: str, full: Any, caption: str = 
         return
     headers = [key for key in rows[0] if key not in ("protocol", "warnings")] if rows else []
     print_table(headers, [[_cell(row[key]) for key in headers] for row in rows], caption)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What `doctor` found, a line each, with the advice below it."""
+    from gantool.terminal import print_table
+
+    rows = []
+    for finding in findings:
+        rows.append([finding.state, finding.what, finding.found])
+        rows += [["", "", f"-> {line}"] for line in finding.advice.splitlines()]
+    print_table(["", "", "found"], rows)
 
 
 def as_text(rows: list[dict[str, Any]], form: str, full: Any) -> str:

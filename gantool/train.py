@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import gantool
-from gantool import checkpoint, custom, files, sample
+from gantool import checkpoint, container, custom, files, sample
 from gantool.class_accuracy import class_accuracies
 from gantool.config.base import duration_in_steps
 from gantool.config.schema import RunConfig
@@ -396,6 +396,7 @@ class Trainer:
             },
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "host": platform.node(),
+            "image": container.image(),
             "num_ranks": self.runtime.num_ranks,
             "threads": torch.get_num_threads(),
         }

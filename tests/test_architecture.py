@@ -15,23 +15,12 @@ from gantool.runs import RunDirectory
 
 PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
-    {"config", "errors", "files", "progress", "randomness"},
-    {
-        "models",
-        "custom",
-        "losses",
-        "penalties",
-        "data",
-        "metrics",
-        "runtime",
-        "runs",
-        "interrupts",
-        "launch",
-        "cluster",
-    },
+    {"config", "errors", "files", "progress", "randomness", "container", "driver"},
+    {"models", "custom", "losses", "penalties", "data", "metrics"}
+    | {"runtime", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
-    {"train", "train_scores", "evaluate", "bench"},
+    {"train", "train_scores", "evaluate", "bench", "doctor"},
     {"cli", "start", "scoring", "tables", "terminal", "__main__"},
 ]
 WALLS = {
@@ -49,6 +38,9 @@ TORCH_FREE += [
     "gantool.submissions",
     "gantool.submit",
     "gantool.cancel",
+    "gantool.container",
+    "gantool.doctor",
+    "gantool.driver",
     "gantool.results",
     "gantool.prepare",
     "gantool.data.pack",
@@ -147,6 +139,7 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
         (["sweep", "sweep.yaml", "--local", "--dry-run"], 0, "planned"),
         (["config-schema"], 0, "latent_dim"),
         (["status", "runs"], 0, "1 runs: 1 planned"),
+        (["doctor"], 0, "not installed"),
     ):
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from conftest import Gantool
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-VERBS = ["prepare", "train", "sample", "eval", "sweep", "status", "bench", "config-schema"]
+VERBS = ["prepare", "train", "sample", "eval", "sweep", "status", "bench", "config-schema", "doctor"]
 
 
 def test_help_lists_the_verbs_and_version_prints_it(gantool: Gantool) -> None:

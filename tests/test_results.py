@@ -55,6 +55,11 @@ def test_spread_agrees_with_numpy(numbers: list[float]) -> None:
     assert spread.sd == pytest.approx(np.std(numbers, ddof=1), rel=1e-9, abs=1e-6)
 
 
+def test_seeds_of_one_config_that_all_failed_are_an_empty_table() -> None:
+    failed = Row({}, 0, "runs/a-0", "failed", 0, {}, {}, "", P)
+    assert table(grouped([failed], FID), FID) == (["runs"], [])
+
+
 def test_spread_of_one_and_of_none() -> None:
     assert Spread.of([3.0]) == Spread(3.0, None, 1)
     assert Spread.of([]) is None

@@ -2,7 +2,7 @@
 
 The weights of the 2015 TensorFlow graph were converted twice: for pytorch-fid (a plain state dict with torchvision's
 names; torch-fidelity and torchmetrics use the same file) and by NVIDIA (a TorchScript module with TensorFlow's names,
-used by stylegan2-ada and clean-fid). Neither is downloaded here.
+used by stylegan2-ada and clean-fid). Neither is downloaded here. To look for them needs no torch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gantool.errors import DataError
 from gantool.metrics import weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE_NAMES = (
     "pt_inception-2015-12-05-6726825d.pth",
@@ -96,7 +96,7 @@ def read(path: Path, names: Iterable[str]) -> Raw:
 def _fold(state: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution and its batch normalisation in one; folded in float64."""
     weight, gamma, beta, mean, variance = (state[f"{name}.{part}"].double() for part in _PARTS)
-    scale = gamma / torch.sqrt(variance + _BN_EPS)
+    scale = gamma / (variance + _BN_EPS).sqrt()
     return (weight * scale[:, None, None, None]).float(), (beta - mean * scale).float()
 
 
@@ -110,6 +110,8 @@ def _is_scripted(path: Path) -> bool:
 
 
 def _load_scripted(path: Path) -> Any:
+    import torch
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer versions of torch call TorchScript as such deprecated
@@ -128,7 +130,8 @@ def _renamed(scripted: dict[str, Tensor], names: Iterable[str]) -> dict[str, Ten
             if f"layers.{theirs}.{ending}" in scripted:
                 state[f"{name}.{part}"] = scripted[f"layers.{theirs}.{ending}"]
         if f"{name}.bn.bias" in state:
-            state.setdefault(f"{name}.bn.weight", torch.ones_like(state[f"{name}.bn.bias"]))
+            bias = state[f"{name}.bn.bias"]
+            state.setdefault(f"{name}.bn.weight", bias.new_ones(bias.shape))
     if "output.weight" in scripted:
         state["fc.weight"] = scripted["output.weight"]
     return state

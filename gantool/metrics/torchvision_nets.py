@@ -79,7 +79,12 @@ def open_torchvision(model: str, device: torch.device, channels: int, path: Path
 
 def _build(model: str) -> tuple[nn.Module, Any]:
     """The network without weights, and the entry of its default ones."""
-    import torchvision.models  # a second to load, and few need it
+    try:
+        import torchvision.models  # a second to load, and few need it
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
+        reason = (str(error).splitlines() or [""])[0]
+        hint = "install the torchvision that belongs to this torch; the image for the CPU has none"
+        raise UsageError(f"{PREFIX}{model}: torchvision cannot be loaded ({reason})", hint) from error
 
     names = torchvision.models.list_models(module=torchvision.models)
     if model not in names:

@@ -1,18 +1,19 @@
-"""Weights files that were staged beforehand: where they are looked for, and how they are read. Never downloads."""
+"""Weights files that were staged beforehand: where they are looked for, and how they are read. Never downloads.
+
+Torch is loaded only to read one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-from typing import NamedTuple
-
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from gantool.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_FOLDER = Path("/opt/gantool/weights")  # where the container image keeps them
 
@@ -80,6 +81,9 @@ def sha256(path: Path) -> str:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict (safetensors, or torch's own format, where no code runs), on the CPU; DataError when
     the file is something else."""
+    import safetensors.torch
+    import torch
+
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -90,7 +94,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         hint = "a web page saved by mistake looks like this too: compare the size and the SHA-256"
         text = f"{path}: not a weights file: no tensors of a state dict in it ({type(error).__name__})"
         raise DataError(text, hint) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         found = f"a dict with {', '.join(map(repr, list(state)[:3]))}" if isinstance(state, dict) else type(state)
         raise DataError(f"{path}: found {found}, expected the tensors of a state dict by name")
     return state

@@ -1,0 +1,58 @@
+"""NVIDIA's driver, asked without torch: which CUDA it is good for, and why torch would see no GPU.
+
+A driver of one major version of CUDA runs programs of all its minor versions, and of older ones, never of newer ones:
+https://docs.nvidia.com/deploy/cuda-compatibility. torch itself only warns, and then trains on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import NamedTuple
+
+from gantool import container
+
+DEVICE = Path("/dev/nvidiactl")  # also there in a container that was started without --nv
+
+
+class Obstacle(NamedTuple):
+    """Why the GPUs of this machine cannot be used."""
+
+    text: str
+    hint: str
+    fatal: bool  # never what anybody wants, so that taking the CPU instead would only waste their time
+
+
+def cuda_of_driver() -> tuple[int, int] | None:
+    """The newest CUDA that the driver supports, like (12, 8); None without a driver."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def obstacle(built_for: str | None) -> Obstacle | None:
+    """What keeps a torch that was built for CUDA `built_for` ('12.8'; None: for the CPU) from the GPUs here.
+
+    None when nothing does, and where there is no driver at all.
+    """
+    cuda = cuda_of_driver()
+    if cuda is None and not DEVICE.exists():
+        return None
+    if built_for is None:
+        hint = "install torch for CUDA, or take an image that was built with a lock for CUDA"
+        return Obstacle("an NVIDIA driver is here, but this torch was built for the CPU", hint, False)
+    if cuda is None:
+        if container.inside():
+            return Obstacle("an NVIDIA driver is here, but not in the container", "run it with --nv", False)
+        hint = "install the libraries of the driver"
+        return Obstacle("an NVIDIA driver is here, but not its library libcuda.so.1", hint, False)
+    if cuda[0] < int(built_for.split(".")[0]):
+        text = f"the NVIDIA driver is too old: it is good for CUDA {cuda[0]}.{cuda[1]}, torch was built for {built_for}"
+        hint = f"take a torch (or an image) for CUDA {cuda[0]}, or a newer driver"
+        return Obstacle(text, hint, True)
+    return None
