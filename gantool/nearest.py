@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gantool.data.image_sets import ImageSet
@@ -12,6 +12,8 @@ from gantool.metrics.statistics import FloatRows
 from gantool.sample import make_grid
 
 ROWS, NEAREST = 8, 7
+SIDE = 64  # to which small images are enlarged, about
+CAPTION = "left: scored image; beside it the nearest training images, nearest first"
 
 
 def picture_of_nearest(
@@ -19,7 +21,7 @@ def picture_of_nearest(
 ) -> Image.Image:
     """In each row one of the first 8 scored images and the 7 real ones nearest to it by their features, nearest first.
 
-    *_rows: the features of the images, float32 [n, d]. Real images of another size are resized for the picture.
+    *_rows: the features of the images, float32 [n, d]. Real images of another size are resized, small ones enlarged.
     """
     rows, columns = min(ROWS, scored.num), min(NEAREST, real.num)
     found, _ = nearest(torch.from_numpy(scored_rows[:rows]).to(device), torch.from_numpy(real_rows).to(device), columns)
@@ -28,7 +30,17 @@ def picture_of_nearest(
     for k in range(rows):
         parts.append(scored.part(k, k + 1).cpu())
         parts += [_resized(real.part(int(i), int(i) + 1).cpu(), height, width) for i in found[k]]
-    return make_grid(torch.cat(parts).numpy(), rows, columns + 1)
+    return _with_caption(make_grid(torch.cat(parts).numpy(), rows, columns + 1), max(1, SIDE // max(height, width)))
+
+
+def _with_caption(picture: Image.Image, factor: int) -> Image.Image:
+    """The picture enlarged by a whole factor, below a line that says what is where."""
+    width, height = (side * factor for side in picture.size)
+    font = ImageFont.load_default(12)
+    sheet = Image.new(picture.mode, (max(width, 4 + int(font.getlength(CAPTION))), height + 18), "white")
+    ImageDraw.Draw(sheet).text((2, 2), CAPTION, "black", font)
+    sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, 18))
+    return sheet
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
