@@ -24,7 +24,6 @@ from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, write_manifest
-from gantool.metrics.inception_weights import find_weights
 from gantool.progress import Progress
 from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
@@ -100,6 +99,8 @@ def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
         raise UsageError(f"{plan.file}: {text}", hint)
     for settings in {trial.config.eval for trial in plan.trials if trial.config.eval and not site.container}:
         if settings.extractor == "inception":  # an image may have them inside
+            from gantool.metrics.inception_weights import find_weights  # loads torch: not for other extractors
+
             find_weights(Path(settings.weights) if settings.weights else None)
     return limits
 
