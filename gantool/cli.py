@@ -534,10 +534,11 @@ def _submit(
             progress.say("to try failed runs again: --retry-failed")
     for array in done.arrays:
         print(array)
-    if not done.num_runs and set(counts) <= {"done", "failed", "diverged", "cancelled"}:
-        rows, _ = verb.gather(plan)
-        _print_results(plan, rows, form, results)
-    return EXIT_FAILED if {"failed", "diverged"} & set(counts) and not done.num_runs else None
+    if done.num_runs or set(counts) & {"running", "queued", "held", "requeued"}:
+        return None
+    rows, _ = verb.gather(plan)
+    _print_results(plan, rows, form, results)
+    return EXIT_FAILED if {"failed", "diverged"} & set(counts) else None
 
 
 def _prepare_scores(path: Path, assignments: list[str]) -> None:
