@@ -104,11 +104,11 @@ class Cluster:
         """Kill all that runs on a node at once: no process has time for a word."""
         if not self._runs(node):
             return
-        name = os.readlink(f"/proc/{self._pid(node)}/ns/uts")
-        assert name != os.readlink("/proc/self/ns/uts"), f"{node} shares the host name of this machine"
+        name = Path(f"/proc/{self._pid(node)}/ns/uts").readlink()
+        assert name != Path("/proc/self/ns/uts").readlink(), f"{node} shares the host name of this machine"
         for process in _processes():
             with contextlib.suppress(OSError):
-                if os.readlink(process / "ns/uts") == name:
+                if (process / "ns/uts").readlink() == name:
                     os.kill(int(process.name), signal.SIGKILL)
         _wait(f"the end of {node}", lambda: not self._runs(node))
 
@@ -195,8 +195,9 @@ class Cluster:
             if not (self.folder / "database/made").exists():
                 self._make_database(options)
             # Only this machine can reach it, so it goes without accounts.
-            more = (f"--socket={self.folder}/run/sql", "--bind-address=127.0.0.1", f"--port={sql}")
-            self._start("mariadbd", *options, *more, "--skip-grant-tables", f"--pid-file={self.folder}/run/mariadbd.pid")
+            options += ["--skip-grant-tables", "--bind-address=127.0.0.1", f"--port={sql}"]
+            options += [f"--socket={self.folder}/run/sql", f"--pid-file={self.folder}/run/mariadbd.pid"]
+            self._start("mariadbd", *options)
         _wait("mariadbd", lambda: _listens(sql))
         if not self._runs("slurmdbd"):
             self._start("slurmdbd", "slurmdbd", "-D")
@@ -209,7 +210,7 @@ class Cluster:
         scripts = [
             found
             for name in ("system_tables.sql", "system_tables_data.sql")
-            for found in [*Path("/usr/share/mysql").glob(f"*_{name}"), *Path("/usr/share/mariadb").glob(f"*_{name}")][:1]
+            for found in sorted(Path("/usr/share").glob(f"m*/m*_{name}"))[:1]  # mysql or mariadb
         ]
         text = "CREATE DATABASE mysql;\nUSE mysql;\n" + "\n".join(path.read_text() for path in scripts)
         with (self.folder / "log/database.out").open("w") as words:
@@ -228,12 +229,13 @@ class Cluster:
             _write(key, os.urandom(1024), 0o600)
         for number in range(self.num_gpus):
             device = self.folder / f"devices/gpu{number}"
-            if not device.exists():  # another /dev/null; an ordinary file would do, but CUDA_VISIBLE_DEVICES stays empty
+            if not device.exists():  # another /dev/null; with an ordinary file CUDA_VISIBLE_DEVICES would stay empty
                 os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
         names = "".join(f"127.0.0.1 {node}\n" for node in self.nodes)
         host = socket.gethostname().split(".")[0]
         _write(self.folder / "etc/hosts", f"127.0.0.1 localhost {host}\n{names}".encode())
-        _write(self.folder / "etc/scratch", f"#!/bin/sh\necho export SLURM_TMPDIR={self.folder}/scratch\n".encode(), 0o755)
+        prolog = f"#!/bin/sh\necho export SLURM_TMPDIR={self.folder}/scratch\n"
+        _write(self.folder / "etc/prolog", prolog.encode(), 0o755)
         nodes = f"node[1-{self.num_nodes}]"
         gpus = f"NodeName={nodes} Name=gpu File={self.folder}/devices/gpu[0-{self.num_gpus - 1}]\n"
         _write(self.folder / "etc/gres.conf", gpus.encode() if self.num_gpus else b"")
@@ -260,7 +262,7 @@ class Cluster:
             "ProctrackType": "proctrack/linuxproc",
             "TaskPlugin": "task/none",
             "JobAcctGatherType": "jobacct_gather/linux",
-            "TaskProlog": at / "etc/scratch",
+            "TaskProlog": at / "etc/prolog",
             "SlurmdParameters": "config_overrides",  # nodes have the CPUs and memory that are written below
             "PropagateResourceLimits": "NONE",
             "ReturnToService": 2,
