@@ -468,7 +468,7 @@ def sweep(
             f"grids, curves and snapshots: <run>/samples, <run>/curves.png, <run>/snapshots in {_runs_dirs(plan)}"
         )
         if outcome.exit_code == EXIT_INTERRUPTED:
-            progress.say("some runs are being run by another process: run the same command again when they are done")
+            progress.say("some runs go on elsewhere: run the same command again when they are done")
     _print_results(plan, outcome.rows, form, results)
     return outcome.exit_code
 

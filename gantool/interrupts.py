@@ -15,6 +15,7 @@ from gantool.errors import InterruptedRun
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 CANCELLED = int(signal.SIGQUIT)
 """What `pending` says when the run was cancelled; SIGQUIT itself is not caught."""
+TIME_LIMIT = "the time limit"
 _LOOK_SECONDS = 2.0  # between two looks for the mark
 
 
@@ -33,8 +34,7 @@ class Interrupts:
         self.cancel_mark: Path | None = None  # a file whose appearance cancels the run
         self._looked = 0.0
         self._polled = False
-        text = os.environ.get("GANTOOL_DEADLINE", "")
-        self._deadline = float(text) if text.replace(".", "", 1).isdigit() else float("inf")
+        self._deadline = deadline()
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
@@ -78,7 +78,13 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+def deadline() -> float:
+    """GANTOOL_DEADLINE, the end of the time limit in seconds since the epoch; infinite when it is not set."""
+    text = os.environ.get("GANTOOL_DEADLINE", "")
+    return float(text) if text.replace(".", "", 1).isdigit() else float("inf")
+
+
 def describe(number: int) -> str:
     """'SIGTERM', 'the time limit' or 'gantool cancel'."""
-    words = {int(signal.SIGALRM): "the time limit", CANCELLED: "gantool cancel"}
+    words = {int(signal.SIGALRM): TIME_LIMIT, CANCELLED: "gantool cancel"}
     return words.get(number) or signal.Signals(number).name

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gantool.errors import EXIT_INTERRUPTED, GantoolError
+from gantool.interrupts import TIME_LIMIT, deadline
 from gantool.manifest import Trial
 from gantool.runs import RunDirectory, State
 
 OUTPUT_FILE = "output.txt"
 _POLL_SECONDS = 0.05
 _TELL_SECONDS = 0.5
+_MARGIN_SECONDS = 30.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
@@ -165,8 +167,8 @@ class LocalRunner:
 
     def _loop(self, signals: list[int]) -> None:
         told = 0.0
-        while self._running or (self._waiting and not signals):
-            while self._waiting and not signals and len(self._running) < self.slots.count:
+        while self._running or (self._waiting and not signals and not self._out_of_time()):
+            while self._waiting and not signals and not self._out_of_time() and len(self._running) < self.slots.count:
                 self._start(self._waiting.popleft())
             for child in self._running:
                 if signals:
@@ -180,6 +182,10 @@ class LocalRunner:
                 told = time.monotonic()
                 self.on_progress(len(self._running), self._seconds_left())
             time.sleep(_POLL_SECONDS)
+
+    def _out_of_time(self) -> bool:
+        """Whether a trial that is started now would be told to leave at once."""
+        return time.time() > deadline() - _MARGIN_SECONDS
 
     def _start(self, trial: Trial) -> None:
         state = trial.state()
@@ -204,7 +210,9 @@ class LocalRunner:
         lost_race = state == "running" and code >= 0  # the lock is another process's
         if state in ("done", "cancelled") or lost_race:
             self._end(Outcome(trial, state, seconds=seconds))
-        elif child.told and (code == EXIT_INTERRUPTED or code < 0):
+        elif (child.told and (code == EXIT_INTERRUPTED or code < 0)) or (
+            code == EXIT_INTERRUPTED and trial.run.stopped_by() == TIME_LIMIT
+        ):
             self._end(Outcome(trial, "stopped", seconds=seconds))
         elif code == EXIT_INTERRUPTED and self._has_grown(trial):
             self._waiting.appendleft(trial)

@@ -119,6 +119,13 @@ class RunDirectory:
         """Whether a mark is set."""
         return (self.path / name).exists()
 
+    def stopped_by(self) -> str:
+        """What the mark `stopped` says: a signal, or the time limit; empty without a mark."""
+        try:
+            return (self.path / "stopped").read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
     def note_start(self, step: int) -> None:
         """Add a line to starts.jsonl; GantoolError when one job starts at the same step for the third time, since a job
         that is requeued without ever saving a later step would go on so for ever."""

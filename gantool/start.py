@@ -75,9 +75,11 @@ def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, t
 
 def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, terminal: TerminalProgress) -> None:
     from gantool.data.pack import check_digest, ensure_packed
+    from gantool.data.staging import staged
     from gantool.terminal import LoggedProgress
 
     data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
+    data = staged(data, settings.data, terminal)
     check_digest(data)
     from gantool.runtime import Runtime
     from gantool.train import train as run_to_end

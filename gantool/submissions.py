@@ -187,7 +187,8 @@ class Jobs:
         if files_say in ("failed", "diverged"):
             return files_say, ""
         if not job.pending:
-            return "running", "" if files_say == "running" else "starting or ending"
+            known = files_say == "running" or run.status().get("job") == job.id  # locks of other nodes may be unseen
+            return "running", "" if known else "starting or ending"
         if files_say == "running":
             return files_say, ""
         if job.held:

@@ -24,6 +24,7 @@ from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, write_manifest
+from gantool.metrics.inception_weights import find_weights
 from gantool.progress import Progress
 from gantool.runs import RunDirectory, State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
@@ -57,7 +58,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
 
     SlurmSilent when Slurm does not answer or refuses; what was submitted until then stays and is known.
     """
-    limits = _checked_limits(plan, site)
+    limits = _checked(plan, site)
     write_manifest(plan)
     with contextlib.ExitStack() as stack:
         for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
@@ -81,7 +82,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
 def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tuple[str, str]:
     """The batch script of the first array that `submit` would hand over, and what sbatch says of it; submits nothing.
     Two empty texts when nothing is missing."""
-    limits = _checked_limits(plan, site)
+    limits = _checked(plan, site)
     states = _states(plan, Jobs([trial.run for trial in plan.trials]))
     wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
     todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
@@ -91,12 +92,15 @@ def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tu
     return "", ""
 
 
-def _checked_limits(plan: SweepPlan, site: SiteConfig) -> Limits:
+def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
     limits = cluster.limits(site)
     if plan.slurm.time and limits.max_minutes is not None and minutes_of(plan.slurm.time) > limits.max_minutes:
         text = f"slurm.time: found {plan.slurm.time}, but the partition {limits.partition} allows {limits.max_minutes}m"
         hint = "set slurm.time to that or less: a run that needs longer saves, and goes on in the next job"
         raise UsageError(f"{plan.file}: {text}", hint)
+    for settings in {trial.config.eval for trial in plan.trials if trial.config.eval and not site.container}:
+        if settings.extractor == "inception":  # an image may have them inside
+            find_weights(Path(settings.weights) if settings.weights else None)
     return limits
 
 

@@ -19,10 +19,12 @@ from gantool.manifest import SweepPlan, Trial, write_manifest
 from gantool.progress import Progress
 from gantool.results import Row, collect, number_text, scores_of, write_results
 from gantool.runs import RunDirectory, State
+from gantool.submissions import Jobs
 
 TRAIN = (sys.executable, "-m", "gantool", "train")
 _TO_START: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
+_ALIVE: frozenset[State] = frozenset({"running", "queued", "held", "requeued"})
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class SweepOutcome:
         """1: some failed; 75: some are still run by another process, so run the command again; else 0."""
         if self.failed:
             return EXIT_FAILED
-        return EXIT_INTERRUPTED if any(outcome.state == "running" for outcome in self.outcomes) else EXIT_DONE
+        return EXIT_INTERRUPTED if any(outcome.state in _ALIVE for outcome in self.outcomes) else EXIT_DONE
 
 
 def plan(
@@ -70,9 +72,14 @@ def plan(
 def describe(plan: SweepPlan) -> dict[State, list[Trial]]:
     """The trials by state, the states in the order in which they first occur; writes nothing."""
     found: dict[State, list[Trial]] = {}
-    for trial in plan.trials:
-        found.setdefault(trial.state(), []).append(trial)
+    for trial, state in zip(plan.trials, _states(plan).values(), strict=True):
+        found.setdefault(state, []).append(trial)
     return found
+
+
+def _states(plan: SweepPlan) -> dict[Path, State]:
+    jobs = Jobs(trial.run for trial in plan.trials)
+    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in plan.trials}
 
 
 def missing(plan: SweepPlan, retry_failed: bool = False) -> list[Trial]:
@@ -98,7 +105,7 @@ def run(
     for note in plan.notes:
         progress.say(note)
     wanted = _TO_START | _FAILED if retry_failed else _TO_START
-    found = {trial.run.path: trial.state() for trial in plan.trials}
+    found = _states(plan)
     todo = [trial for trial in plan.trials if found[trial.run.path] in wanted]
     left_alone = [
         _earlier(trial, found[trial.run.path]) for trial in plan.trials if found[trial.run.path] not in wanted
@@ -126,7 +133,7 @@ def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:
 
 def _latest(outcome: Outcome) -> Outcome:
     """What another process ran may have ended in the meantime."""
-    done = outcome.state == "running" and outcome.trial.state() == "done"
+    done = outcome.state in _ALIVE and outcome.trial.state() == "done"
     return Outcome(outcome.trial, "done") if done else outcome
 
 

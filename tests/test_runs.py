@@ -118,3 +118,25 @@ def test_lock_waits_for_a_passing_look(config: RunConfig) -> None:
     with run.lock():
         assert time.monotonic() >= began
     looker.wait()
+
+
+def test_a_job_that_starts_three_times_at_one_step_is_stalled(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.create(config)
+    for step in (0, 0, 0, 0):  # by hand as often as one likes
+        run.note_start(step)
+    monkeypatch.setenv("SLURM_JOB_ID", "58")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "57")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    for step in (0, 0, 10, 10, 20):  # it gets on
+        run.note_start(step)
+    run.note_start(20)
+    with pytest.raises(GantoolError, match="stalled: job 57_3 started 3 times at step 20"):
+        run.note_start(20)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "90")  # submitted anew: it gets its chances again
+    run.note_start(20)
+    rows = Journal(run.path / "starts.jsonl").rows()
+    assert [row["job"] for row in rows] == [""] * 4 + ["57_3"] * 7 + ["90_3"]
+    run.write_status("running", 20, 100)
+    assert run.status()["job"] == "90_3"

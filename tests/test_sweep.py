@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from gantool import files, local
-from gantool.errors import ConfigError, UsageError
+from gantool.errors import ConfigError, InterruptedRun, UsageError
 from gantool.manifest import load_trials
 from gantool.progress import Silent
 from gantool.runs import RunDirectory, eval_digest
@@ -84,7 +84,7 @@ try:
                 os.kill(os.getpid(), signal.SIGKILL)
             if stop or step == rule.get("preempt_after", 10**9) * starts or rule.get("stuck_at") == step:
                 save()
-                run.mark("stopped")
+                run.mark("stopped", rule.get("why", ""))
                 leave(75, "stopped", step, f"signals {[int(number) for number in stop]}")
             time.sleep(rule.get("seconds", 0.0))
             with open(run.path / "steps.txt", "a") as file:
@@ -305,6 +305,19 @@ def test_preempted_trial_is_started_again_while_it_gets_on(place: Place) -> None
     assert starts[names[0]] == 3  # 0-2, 2-4, 4-6
     assert starts[names[2]] == 3 and "without progress" in outcome.failed[0].cause  # grew once, then twice not
     assert [int(n) for n in (outcome.plan.trials[0].run.path / "steps.txt").read_text().split()] == list(range(6))
+
+
+def test_at_the_end_of_its_time_nothing_is_started_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.behave(all={"preempt_after": 3, "why": "the time limit"})
+    with pytest.raises(InterruptedRun):
+        place.sweep()
+    assert sorted(Counter(place.log("begin")).values()) == [1] * 4 and place.states() == ["stopped"] * 4
+    monkeypatch.setenv("GANTOOL_DEADLINE", str(time.time() + 5))
+    with pytest.raises(InterruptedRun):
+        place.sweep()
+    assert len(place.log("begin")) == 4
+    monkeypatch.delenv("GANTOOL_DEADLINE")
+    assert place.sweep().exit_code == 0 and place.each_step_once()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
