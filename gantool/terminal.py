@@ -113,6 +113,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: 
         table.add_column(Text(header), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    if headers:
+        console.print(table)
     if caption:
         console.print(Text(caption))

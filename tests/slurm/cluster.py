@@ -6,6 +6,7 @@
     cluster.py crash DIR node2       cut the power of a node: every process on it is killed
     cluster.py status DIR            which daemons run
     cluster.py down DIR              stop them; the folder stays
+    cluster.py down DIR --after PID  the same, once that process has ended
 
 Then, in a shell: export SLURM_CONF=DIR/etc/slurm.conf
 
@@ -362,6 +363,8 @@ def main() -> None:
         verb.add_argument("folder", type=Path)
         if name == "crash":
             verb.add_argument("node")
+        if name == "down":
+            verb.add_argument("--after", type=int, metavar="PID")
         if name == "up":
             verb.add_argument("--nodes", type=int, default=4)
             verb.add_argument("--gpus", type=int, default=2)
@@ -386,8 +389,12 @@ def main() -> None:
         cluster.crash(given.node)
     elif given.verb == "status":
         print("".join(f"{name} {'runs' if runs else 'is down'}\n" for name, runs in cluster.status().items()), end="")
+    elif given.verb == "up":
+        cluster.up()
     else:
-        getattr(cluster, given.verb)()
+        while given.after and Path(f"/proc/{given.after}/exe").exists():
+            time.sleep(0.5)
+        cluster.down()
 
 
 if __name__ == "__main__":

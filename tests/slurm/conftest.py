@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,43 +47,32 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def _used(cluster: Cluster) -> Iterator[Cluster]:
-    """The first process starts the cluster, the last one stops it."""
-    lock, users = cluster.folder.with_suffix(".lock"), cluster.folder.with_suffix(".users")
-    with _locked(lock):
-        others = int(users.read_text()) if users.exists() else 0
+def _started(cluster: Cluster) -> Cluster:
+    """The first process starts it; it goes when the whole session has ended, in whatever way."""
+    with _locked(cluster.folder.with_suffix(".lock")):
         if (cluster.folder / "cluster.json").exists():
-            cluster = Cluster.of(cluster.folder)
-        if not others:
-            cluster.up()
-        users.write_text(str(others + 1))
-    try:
-        yield cluster
-    finally:
-        with _locked(lock):
-            others = int(users.read_text()) - 1
-            users.write_text(str(others))
-            if not others:
-                cluster.down()
+            return Cluster.of(cluster.folder)
+        cluster.up()
+        session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+        command = [sys.executable, str(HERE / "cluster.py"), "down", str(cluster.folder), "--after", str(session)]
+        subprocess.Popen(command, start_new_session=True).returncode = 0
+        return cluster
 
 
 @pytest.fixture(scope="session")
-def cluster(shared: Path) -> Iterator[Cluster]:
+def cluster(shared: Path) -> Cluster:
     """A cluster with accounting; node1 to node3 for everyone, node4 to node6 for tests that do them harm.
 
     Its arrays are small, so that sweeps need several, and it forgets jobs soon after their end.
     """
     settings = {"MaxArraySize": "5", "MinJobAge": "10"}
-    with _used(Cluster(shared / "cluster", 6, 2, True, free_port(9), settings)) as found:
-        yield found
+    return _started(Cluster(shared / "cluster", 6, 2, True, free_port(9), settings))
 
 
 @pytest.fixture(scope="session")
-def bare_cluster(shared: Path) -> Iterator[Cluster]:
+def bare_cluster(shared: Path) -> Cluster:
     """A cluster without accounting, of one node."""
-    with _used(Cluster(shared / "bare", 1, 0, False, free_port(4))) as found:
-        yield found
+    return _started(Cluster(shared / "bare", 1, 0, False, free_port(4)))
 
 
 @pytest.fixture(scope="session")

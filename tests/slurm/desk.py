@@ -55,8 +55,13 @@ BASE: dict[str, Any] = {
     "batch": 8,
     "steps": STEPS,
     "runtime": {
-        **{"device": "cpu", "threads": 1, "log_every": 5, "sample_every": 1000, "snapshot_every": 1000},
-        **{"checkpoint_every": 10, "grid": "2x2"},
+        "device": "cpu",
+        "threads": 1,
+        "log_every": 5,
+        "sample_every": 1000,
+        "snapshot_every": 1000,
+        "checkpoint_every": 10,
+        "grid": "2x2",
     },
 }
 FAST, SLOW, STUCK = 0.0, 1.0, 10_000.0
@@ -133,9 +138,9 @@ class Desk:
 
     def queue(self, name: str = "sweep") -> list[tuple[str, str]]:
         """Id and state of the jobs that Slurm has for the sweep, those that have ended for good left out."""
-        rows = self.slurm("squeue", "-h", "-r", "-o", "%j|%i|%T").splitlines()
-        found = [row.split("|") for row in rows]
-        return [(job, state) for title, job, state in found if title.startswith(f"gantool-{name}-")]
+        rows = self.slurm("squeue", "-h", "-r", "-o", "%j|%i|%T|%Z").splitlines()
+        found = [row.split("|") for row in rows if row.endswith(f"|{self.folder}")]
+        return [(job, state) for title, job, state, _ in found if title.startswith(f"gantool-{name}-")]
 
     def ended(self, name: str = "sweep") -> bool:
         """Whether Slurm has no job of the sweep any more, the one that writes the results included."""

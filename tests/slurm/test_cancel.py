@@ -27,9 +27,12 @@ def test_cancelled_runs_stay_cancelled(desk: Desk) -> None:
     said = desk.gantool("sweep", "sweep.yaml")
     assert "(4 cancelled before): nothing to submit" in said and desk.ended()
     before = journal_step(runs[0])
-    assert "2 runs may go on" in desk.gantool("cancel", "--undo", "sweeps/sweep", runs[0].path.name) + desk.gantool(
-        "cancel", "--undo", "sweeps/sweep", "seed=1"
-    ) or True
+    assert (
+        "2 runs may go on"
+        in desk.gantool("cancel", "--undo", "sweeps/sweep", runs[0].path.name)
+        + desk.gantool("cancel", "--undo", "sweeps/sweep", "seed=1")
+        or True
+    )
     desk.gantool("sweep", "sweep.yaml")
     desk.wait("the end", desk.ended)
     desk.wait_for_states("done", "done", "cancelled", "cancelled")

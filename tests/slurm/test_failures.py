@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from .desk import FAST, SLOW, STUCK, Desk, assert_same_weights, journal_step, output, starts
+from .desk import FAST, SLOW, Desk, assert_same_weights, output, starts
 
 NORM_FREE = {"generator.norm": "none", "discriminator.norm": "none"}
 

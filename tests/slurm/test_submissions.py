@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from pathlib import Path
 
-from .desk import FAST, SLOW, STUCK, Desk, output, starts
+from .desk import FAST, SLOW, Desk, starts
 
 
 def sbatch_that_kills_its_caller(desk: Desk) -> str:
     """A PATH on which sbatch submits, and then ends gantool before it can hear of it."""
     folder = desk.folder / "bin"
     folder.mkdir()
-    (folder / "sbatch").write_text("#!/bin/sh\n/usr/bin/env -u PATH true\nPATH=${PATH#*:} sbatch \"$@\"\nkill -9 $PPID\n")
+    (folder / "sbatch").write_text('#!/bin/sh\nPATH=${PATH#*:} sbatch "$@"\nkill -9 $PPID\n')
     (folder / "sbatch").chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
 
@@ -61,10 +59,21 @@ def test_jobs_that_wait_for_a_person(desk: Desk) -> None:
     job = desk.status()[0].job
     desk.slurm("scontrol", "requeuehold", job)
     desk.wait_for_states("held")
-    print(desk.status())
-    print(desk.slurm("squeue", "-a", "-O", "JobID,State,Reason:60"))
-    print(desk.gantool("sweep", "sweep.yaml"))
-    print(desk.slurm("squeue", "-a", "-O", "JobID,State,Reason:60"))
+    said = desk.gantool("sweep", "sweep.yaml")
+    assert f"released, held by Slurm after a failed launch: {job}" in said and "(1 held before)" in said
+    desk.wait("the next start", lambda: len(starts(run)) == 2)
+    # Held by a person: it stays so.
+    desk.slurm("scontrol", "requeue", job)
+    desk.wait_for_states("requeued")
+    desk.slurm("scontrol", "hold", job)
+    desk.wait_for_states("held")
+    said = desk.gantool("sweep", "sweep.yaml")
+    assert f"to let them go on: scontrol release {job}" in said
+    assert desk.status()[0].state == "held"
+    desk.pace(FAST)
+    desk.slurm("scontrol", "release", job)
+    desk.wait_for_end()
+    desk.assert_undisturbed(run)
 
 
 def test_limits_of_the_cluster_are_known_before_anything_is_submitted(desk: Desk) -> None:
@@ -75,7 +84,7 @@ def test_limits_of_the_cluster_are_known_before_anything_is_submitted(desk: Desk
     desk.write()
     assert "the cluster has no partition 'hihg'; it has main, high" in desk.gantool("sweep", "sweep.yaml", code=1)
     desk.site["partition"] = "high"
-    desk.write(slurm={"gpus": 3})
+    desk.write(slurm={"gpus": 4})
     said = desk.gantool("sweep", "sweep.yaml", code=1)
     assert "sbatch refused the jobs" in said and "configuration is not available" in said
     desk.write()
