@@ -315,8 +315,11 @@ class Cluster:
 
 
 def free_port(num: int) -> int:
-    """The first of `num` ports in a row that nobody listens on, below those that the system gives away."""
-    for first in range(17000, 32000, 40):
+    """The first of `num` ports in a row that nobody listens on, below those that the system gives away; each process
+    begins its search elsewhere."""
+    places = range(17000, 32000, 40)
+    for place in range(len(places)):
+        first = places[(os.getpid() + place) % len(places)]
         if not any(_listens(port) for port in range(first, first + num)):
             return first
     raise RuntimeError("no free ports")
@@ -382,6 +385,9 @@ def main() -> None:
         port = given.port or free_port(given.nodes + 3)
         Cluster(folder, given.nodes, given.gpus, not given.no_accounting, port).up()
         return
+    if given.verb == "down":
+        while given.after and Path(f"/proc/{given.after}/exe").exists():
+            time.sleep(0.5)
     if not (folder / "cluster.json").exists():
         sys.exit(f"cluster.py: there is no cluster in {folder}")
     cluster = Cluster.of(folder)
@@ -392,8 +398,6 @@ def main() -> None:
     elif given.verb == "up":
         cluster.up()
     else:
-        while given.after and Path(f"/proc/{given.after}/exe").exists():
-            time.sleep(0.5)
         cluster.down()
 
 

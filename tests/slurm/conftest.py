@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,15 +48,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _started(cluster: Cluster) -> Cluster:
+def _started(folder: Path, num_nodes: int, **settings: Any) -> Cluster:
     """The first process starts it; it goes when the whole session has ended, in whatever way."""
-    with _locked(cluster.folder.with_suffix(".lock")):
-        if (cluster.folder / "cluster.json").exists():
-            return Cluster.of(cluster.folder)
-        cluster.up()
+    ready = folder.with_suffix(".ready")
+    with _locked(folder.parent / "clusters.lock"):  # one at a time, since they look for free ports
+        if ready.exists():
+            return Cluster.of(folder)
+        cluster = Cluster(folder, num_nodes, port=free_port(num_nodes + 3), **settings)
         session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-        command = [sys.executable, str(HERE / "cluster.py"), "down", str(cluster.folder), "--after", str(session)]
-        subprocess.Popen(command, start_new_session=True).returncode = 0
+        command = [sys.executable, str(HERE / "cluster.py"), "down", str(folder), "--after", str(session)]
+        with (folder.with_suffix(".end")).open("w") as words:
+            end = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True
+            )
+        end.returncode = 0  # it outlives this process
+        cluster.up()
+        ready.touch()
         return cluster
 
 
@@ -65,14 +73,13 @@ def cluster(shared: Path) -> Cluster:
 
     Its arrays are small, so that sweeps need several, and it forgets jobs soon after their end.
     """
-    settings = {"MaxArraySize": "5", "MinJobAge": "10"}
-    return _started(Cluster(shared / "cluster", 6, 2, True, free_port(9), settings))
+    return _started(shared / "cluster", 6, settings={"MaxArraySize": "5", "MinJobAge": "10"})
 
 
 @pytest.fixture(scope="session")
 def bare_cluster(shared: Path) -> Cluster:
     """A cluster without accounting, of one node."""
-    return _started(Cluster(shared / "bare", 1, 0, False, free_port(4)))
+    return _started(shared / "bare", 1, num_gpus=0, accounting=False)
 
 
 @pytest.fixture(scope="session")

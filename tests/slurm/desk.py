@@ -70,7 +70,7 @@ FAST, SLOW, STUCK = 0.0, 1.0, 10_000.0
 
 @dataclass
 class Desk:
-    """`folder` is the working directory; `shared` has the packed data and `library`, the runs that nothing disturbed."""
+    """`folder` is the working directory; `shared` has the packed data, and the library of undisturbed runs."""
 
     folder: Path
     cluster: Cluster

@@ -7,8 +7,6 @@ import re
 
 from .desk import FAST, SLOW, Desk, assert_same_weights, output, starts
 
-NORM_FREE = {"generator.norm": "none", "discriminator.norm": "none"}
-
 
 def test_a_run_that_fails_is_reported_with_its_cause_and_can_be_mended(desk: Desk) -> None:
     desk.write(seeds=3, vary={"augment": ["none"]})
