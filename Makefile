@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench clean locks test-container
+.PHONY: help install demo test lint types unit bench clean locks test-slurm test-container
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,9 @@ locks: install  ## Pin what goes into the image, newly (containers/requirements-
 	$(call lock,cuda12,3.13,torch<2.11)
 	$(call lock,cuda13,3.13,torch<2.15)
 	$(call lock,cpu,3.11,torch==2.13.0+cpu,--no-emit-package torchvision)
+
+test-slurm: install  ## Sweeps on a real Slurm that is started here (needs root and Debian's packages; minutes)
+	$(BIN)/python -m pytest -rs -n 3 --dist load tests/slurm
 
 test-container: install  ## Build the image for the CPU and use it (needs Apptainer; minutes)
 	$(BIN)/python -m pytest -rs tests/container

@@ -378,7 +378,7 @@ def _protocol_text(protocol: Any) -> str:
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
+    lines = [headers, ["---"] * len(headers), *rows] if headers else []
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 

@@ -8,6 +8,7 @@ never runs a run twice. No torch.
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import sys
@@ -132,18 +133,21 @@ def _states(plan: SweepPlan, jobs: Jobs) -> dict[Path, State]:
 
 def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
     """What `scancel` ended stays cancelled, and jobs that Slurm holds after a failed launch are released."""
-    notes, held = [], []
+    notes, held, by_person = [], [], []
     for trial in plan.trials:
         files_say = trial.state()
         state, _ = jobs.state(trial.run, files_say)
         job = jobs.of(trial.run)
         if state == "cancelled" and files_say != "cancelled":
             trial.run.mark("cancelled", "scancel")
-        elif state == "held" and job and "user" not in job.reason.lower() and "admin" not in job.reason.lower():
-            held.append(job.id)
+        elif state == "held" and job:
+            (by_person if re.search("user|admin", job.reason, re.IGNORECASE) else held).append(job.id)
     if held:
         cluster.release(sorted(set(held)))
         notes.append(f"released, held by Slurm after a failed launch: {', '.join(sorted(set(held)))}")
+    if by_person:
+        ids = ",".join(sorted(set(by_person)))
+        notes.append(f"held by a person, and left so: {ids}; to let them go on: scontrol release {ids}")
     return notes
 
 

@@ -1,5 +1,5 @@
-"""The image as the jobs of a sweep use it, on a real Slurm: a run that is preempted there ends with the bits of one that
-the image trained undisturbed."""
+"""The image as the jobs of a sweep use it, on a real Slurm: a run that is preempted there ends with the bits of one
+that the image trained undisturbed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,25 @@
+"""Sweeps as job arrays: the same results as on one machine; nothing is submitted twice, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+
+from .conftest import GRID
+from .desk import Desk
+
+
+def results(desk_folder, name="results.json"):  # type: ignore[no-untyped-def]
+    return json.loads((desk_folder / "sweeps/sweep" / name).read_text())
+
+
+def test_a_grid_ends_in_the_results_of_one_machine_bit_for_bit(desk: Desk) -> None:
+    desk.write(vary=GRID, seeds=2, eval={"num": 100})
+    said = desk.gantool("sweep", "sweep.yaml")
+    assert "8 runs (8 planned before): 8 submitted" in said
+    assert said.count("submitted: array") == 2  # of 4 at most, as this cluster wants them
+    desk.wait_for_end()
+    for run in desk.runs():
+        desk.assert_undisturbed(run)
+    # The job that waited for all others has written the same table.
+    here, there = (folder / "sweeps/sweep/results.md" for folder in (desk.folder, desk.shared / "library"))
+    assert here.read_text() == there.read_text()
