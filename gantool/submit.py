@@ -133,7 +133,7 @@ def _states(plan: SweepPlan, jobs: Jobs) -> dict[Path, State]:
 
 def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
     """What `scancel` ended stays cancelled, and jobs that Slurm holds after a failed launch are released."""
-    notes, held, by_person = [], [], []
+    notes, held, by_person = list[str](), list[str](), list[str]()
     for trial in plan.trials:
         files_say = trial.state()
         state, _ = jobs.state(trial.run, files_say)
