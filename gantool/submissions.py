@@ -124,7 +124,7 @@ class Jobs:
         self._claims = {run.path: claim for run in runs if (claim := _claim_of(run, read))}
         self._by_task: dict[tuple[str, int], Job] = {}
         self._whole: dict[str, Job] = {}  # arrays that were cancelled before any of their tasks began are one line
-        self._names: set[str] = set()  # of the submissions that squeue knows
+        self._names: set[str] = set()  # of the submissions that Slurm knows
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._asked = False
         self.silence: SlurmSilent | None = None
@@ -184,6 +184,7 @@ class Jobs:
         if not self._asked:
             self._asked = True
             found = [one for one in self.attempts() if "[" not in one.id or one.state == "CANCELLED"]
+            self._names |= {one.name for one in found}
             self._attempts = {(one.name, task): one for one in found for task in _tasks(one.id)}
         return self._attempts.get((claim.submission.name, claim.task))
 

@@ -202,6 +202,8 @@ def test_accounting_has_such_tasks_as_ranges(tmp_path: Path, slurm: FakeSlurm) -
     runs, name = runs_of_an_array(tmp_path, 8)
     rows = [["10_2", name, "COMPLETED", "node1"], ["10_[0-1,4,6-7%2]", name, "CANCELLED by 0", "None assigned"]]
     slurm.configure(attempts=rows)
+    for task in (3, 5):
+        (tmp_path / "jobs" / f"{name}-{task}.txt").touch()  # these had begun
     jobs = Jobs(runs)
     cancelled = [number for number, run in enumerate(runs) if jobs.state(run, "planned")[0] == "cancelled"]
     assert cancelled == [0, 1, 4, 6, 7]
@@ -219,6 +221,8 @@ def test_of_a_waiting_task_that_was_cancelled_nothing_is_left(tmp_path: Path, sl
     assert states == ["queued", "cancelled", "planned", "queued"]
     slurm.forget()
     assert Jobs(runs).state(runs[1], "planned") == ("planned", "")
+    slurm.configure(attempts=[["10_0", name, "COMPLETED", "node1"]])  # accounting knows those that began
+    assert Jobs(runs).state(runs[1], "planned") == ("cancelled", "scancel")
 
 
 def test_an_interrupted_submission_is_known_by_its_name(run: RunDirectory, slurm: FakeSlurm, tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ class Desk:
         found = [row.split("|") for row in rows if row.endswith(f"|{self.folder}")]
         return [(job, state) for title, job, state, _ in found if title.startswith(f"gantool-{name}-")]
 
+    def tasks(self, name: str = "sweep") -> list[str]:
+        """The array tasks among them, one or several for each run."""
+        report = self.slurm("squeue", "-h", "-r", "-n", f"gantool-{name}-report", "-o", "%i").split()
+        return [job for job, _ in self.queue(name) if job not in report]
+
     def ended(self, name: str = "sweep") -> bool:
         """Whether Slurm has no job of the sweep any more, the one that writes the results included."""
         return not self.queue(name)

@@ -35,14 +35,14 @@ def test_a_run_that_fails_is_reported_with_its_cause_and_can_be_mended(desk: Des
 def test_three_runs_share_one_gpu(desk: Desk) -> None:
     desk.write(seeds=3, vary={"augment": ["none"]}, slurm={"pack": 3, "gpus": 1})
     desk.pace(SLOW)
-    (desk.runs_dir / "broken-s1").touch()
     desk.gantool("sweep", "sweep.yaml")
     runs = desk.runs()
-    for run in (runs[0], runs[2]):
+    for run in runs:
         desk.wait_for_step(run, 5)
-    desk.wait_for_states("running", "failed", "running")  # at the same time
-    (job,) = {one.job for one in desk.status()}
-    assert len([one for one, _ in desk.queue() if one == job]) == 1
+    (job,) = desk.tasks()
+    assert {one.job for one in desk.status()} == {job}
+    (desk.runs_dir / "broken-s1").touch()
+    desk.wait_for_states("running", "failed", "running")
     assert "gres/gpu=1" in desk.slurm("scontrol", "show", "job", job)
     # Stopped together, each with a mark of its own; the one that failed does not come back with them.
     desk.slurm("scancel", "--signal=USR2", job)

@@ -112,7 +112,7 @@ def test_power_cuts_and_a_node_that_has_them_twice(desk: Desk) -> None:
     desk.write(seeds=2)
     said = desk.gantool("sweep", "sweep.yaml")
     assert "lost these nodes twice: node6" in said and "1 submitted" in said
-    (job,) = [job for job, state in desk.queue() if "_" in job]
+    (job,) = desk.tasks()
     assert "ExcNodeList=node6" in desk.slurm("scontrol", "show", "job", job)
 
 

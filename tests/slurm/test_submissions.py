@@ -18,26 +18,21 @@ def sbatch_that_kills_its_caller(desk: Desk) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-def num_tasks(desk: Desk) -> int:
-    """Array tasks of the sweep that Slurm has."""
-    return len([job for job, _ in desk.queue() if "_" in job])
-
-
 def test_a_submission_that_was_killed_is_adopted_and_two_callers_share_the_work(desk: Desk) -> None:
     desk.write(seeds=2, vary={"augment": ["none"]})
     desk.pace(SLOW)
     desk.gantool("sweep", "sweep.yaml", code=-signal.SIGKILL, PATH=sbatch_that_kills_its_caller(desk))
-    assert num_tasks(desk) == 2
+    assert len(desk.tasks()) == 2
     assert {one.state for one in desk.status()} <= {"queued", "running"}  # also before it is adopted
     said = desk.gantool("sweep", "sweep.yaml")
-    assert "adopted: array" in said and "nothing to submit" in said and num_tasks(desk) == 2
+    assert "adopted: array" in said and "nothing to submit" in said and len(desk.tasks()) == 2
     # Two more runs, and two people who start them.
     desk.write(seeds=4, vary={"augment": ["none"]})
     callers = [desk.start("sweep", "sweep.yaml") for _ in range(2)]
     words = [caller.communicate()[1] for caller in callers]
     assert [caller.returncode for caller in callers] == [0, 0]
     assert sorted("2 submitted" in text for text in words) == [False, True], words
-    assert num_tasks(desk) == 4
+    assert len(desk.tasks()) == 4
     desk.pace(FAST)
     desk.wait_for_end()
     assert [len(starts(run)) for run in desk.runs()] == [1, 1, 1, 1]
@@ -47,7 +42,7 @@ def test_a_submission_that_was_killed_is_adopted_and_two_callers_share_the_work(
     desk.site["sbatch"] = {"hold": True}
     desk.write(seeds=5, vary={"augment": ["none"]})
     assert "5 runs (4 done, 1 planned before): 1 submitted" in desk.gantool("sweep", "sweep.yaml")
-    assert num_tasks(desk) == 1
+    assert len(desk.tasks()) == 1
 
 
 def test_jobs_that_wait_for_a_person(desk: Desk) -> None:
@@ -108,8 +103,11 @@ def test_without_accounting_the_states_are_right_all_the_same(bare_desk: Desk) -
     desk.slurm("scancel", jobs[3])
     desk.pace(FAST)
     desk.wait("the end", desk.ended)
-    desk.wait_for_states("done", "failed", "lost", "cancelled")
+    desk.wait_for_states("done", "failed", "failed", "cancelled")
     desk.assert_undisturbed(runs[0])
-    assert "1 submitted" in desk.gantool("sweep", "sweep.yaml")  # the one that was lost
+    assert f"job {jobs[2]} failed" in desk.status()[2].message
+    (desk.runs_dir / "broken-s1").unlink()
+    assert "2 submitted" in desk.gantool("sweep", "sweep.yaml", "--retry-failed")
     desk.wait("the end", desk.ended)
-    desk.wait_for_states("done", "failed", "done", "cancelled")
+    desk.wait_for_states("done", "done", "done", "cancelled")
+    desk.assert_undisturbed(runs[1])
