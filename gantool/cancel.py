@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gantool import cluster
-from gantool.errors import UsageError
+from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, load_trials
 from gantool.submissions import Jobs
 
@@ -46,7 +46,8 @@ def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False) -> Cance
     for trial in fresh:  # before the jobs end, so that none of them is started again
         trial.run.mark("cancelled", "gantool cancel")
     if jobs.silence:
-        raise jobs.silence
+        text = f"{len(chosen)} runs are marked and will not start again, but their jobs were not ended"
+        raise GantoolError(f"{text}: {jobs.silence.message}", "repeat it when Slurm answers, on a machine that has it")
     alive = {trial.run.path: job.id for trial in plan.trials if (job := jobs.of(trial.run)) and job.alive}
     ending = {alive[trial.run.path] for trial in chosen if trial.run.path in alive}
     others = {alive[t.run.path] for t in plan.trials if t.run.path in alive and not t.run.marked("cancelled")}

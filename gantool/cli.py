@@ -114,7 +114,8 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
     try:
         # SIGTERM unwinds like Ctrl-C, so that temporary files are removed.
         for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, signal.default_int_handler)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as job.sh has it until a run can save
+                signal.signal(number, signal.default_int_handler)
         code = call() or EXIT_DONE
         sys.stdout.flush()
         return code
@@ -273,9 +274,7 @@ def train(
             open_run(config, [*(assignments or []), *([f"runtime.device={device}"] if device else [])], nproc)[1].path
         )
         return None
-    interrupts = Interrupts()
-    with interrupts.caught():
-        return _train(config, assignments or [], nproc, device, interrupts)
+    return _train(config, assignments or [], nproc, device, Interrupts())
 
 
 def _train(path: Path, assignments: list[str], nproc: int, device: str | None, interrupts: Interrupts) -> int | None:
@@ -295,7 +294,8 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
         if state == "done":
             progress.say("this run is done already")
         else:
-            train_here(settings, run, interrupts, progress)
+            with interrupts.caught():
+                train_here(settings, run, interrupts, progress)
     if os.environ.get("RANK", "0") == "0":
         print(run.path)
     return None
@@ -470,7 +470,9 @@ def sweep(
     from gantool.status import plan_states
 
     _choose("--format", form, ("table", "json", "csv", "markdown"))
-    if cluster.available() and not local and slots is None:
+    if cluster.available() and not local:
+        if slots is not None:
+            raise UsageError("--slots is for runs on this machine, but here is Slurm", "add --local, or leave it out")
         return _submit(config, assignments or [], site, dry_run, retry_failed, form)
     plan = verb.plan(config, assignments or [])
     if dry_run:
@@ -518,7 +520,8 @@ def _submit(
     with _progress() as progress:
         for note in plan.notes:
             progress.say(note)
-        for data, folder in dict.fromkeys((t.config.data, t.config.runtime.data_dir) for t in plan.trials):
+        left = [trial.config for trial in plan.trials if trial.run.result() is None]
+        for data, folder in dict.fromkeys((one.data, one.runtime.data_dir) for one in left):
             ensure_packed(data, Path(folder), progress)
         done = submit(plan, site, progress, retry_failed)
         for note in done.notes:

@@ -37,6 +37,10 @@ class SlurmSilent(GantoolError):
     """Slurm does not answer, or does not understand."""
 
 
+class Refused(SlurmSilent):
+    """sbatch said no: there is no job."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What Slurm says of a job, or of one task of an array."""
@@ -119,6 +123,7 @@ class Attempt(NamedTuple):
     state: str
     nodes: str
     name: str
+    ended: float | None = None  # seconds since the epoch
 
 
 def accounting(names: Iterable[str]) -> list[Attempt] | None:
@@ -126,14 +131,16 @@ def accounting(names: Iterable[str]) -> list[Attempt] | None:
     names = sorted(set(names))
     if not names or not shutil.which("sacct"):
         return None
-    columns = "JobID,JobName%200,State%40,NodeList%200"
+    columns = "JobID,JobName%200,State%40,NodeList%200,End"
     command = ("sacct", "-n", "-X", "-D", "-P", "-S", "now-90days", f"--name={','.join(names)}", f"--format={columns}")
     try:
         out = _run(*command)
     except SlurmSilent:
         return None
     rows = [line.split("|") for line in out.splitlines()]
-    return [Attempt(row[0], row[2].split()[0], row[3], row[1]) for row in rows if len(row) == 4 and row[2]]
+    return [
+        Attempt(row[0], row[2].split()[0], row[3], row[1], _seconds(row[4])) for row in rows if len(row) == 5 and row[2]
+    ]
 
 
 def limits(site: SiteConfig) -> Limits:
@@ -162,7 +169,8 @@ def script(batch: Batch) -> str:
 
 
 def submit(batch: Batch) -> str:
-    """Hand the batch to sbatch; the id of its array. SlurmSilent, with what sbatch said, when it is refused."""
+    """Hand the batch to sbatch; the id of its array. Refused, with what sbatch said, or SlurmSilent, when the job may
+    have arrived all the same."""
     import submitit
 
     executor = _executor(batch)
@@ -172,15 +180,21 @@ def submit(batch: Batch) -> str:
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         said = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
         hint = "look at the script with: gantool sweep ... --dry-run; account, partition and the like are in site.yaml"
-        raise SlurmSilent(f"sbatch refused the jobs: {' '.join(said[-3:]).strip()}", hint) from None
+        text = " ".join(said[-3:]).strip()
+        if re.search(r"timed out|unable to contact|communication|connect|Zero Bytes", text, re.IGNORECASE):
+            raise SlurmSilent(f"sbatch got no answer: {text}", "call gantool sweep again: it finds the jobs") from None
+        raise Refused(f"sbatch refused the jobs: {text}", hint) from None
 
 
 def check(batch: Batch) -> str:
     """What `sbatch --test-only` says of the batch: when it would start, or why never. Submits nothing."""
-    done = subprocess.run(
-        ["sbatch", "--test-only"], input=script(batch), capture_output=True, text=True, timeout=_PATIENCE_SECONDS,
-        check=False, env=_plain_environment(),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["sbatch", "--test-only"], input=script(batch), capture_output=True, text=True, timeout=_PATIENCE_SECONDS,
+            check=False, env=_plain_environment(),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"did not answer within {_PATIENCE_SECONDS} s"
     return (done.stderr or done.stdout).strip().removeprefix("sbatch: ")
 
 
@@ -259,9 +273,9 @@ def _run(*command: str) -> str:
 def _plain_environment() -> dict[str, str]:
     """Without what changes the form of answers (SQUEUE_FORMAT, SLURM_TIME_FORMAT), and without the variables of a job
     or of ranks in which gantool itself may run: the new jobs would inherit them."""
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_CLUSTERS")
     gone = re.compile(
-        r"^(SLURM|SLURMD|SRUN|SQUEUE|SACCT|SINFO|SCONTROL|SUBMITIT)_|^(LOCAL_)?(RANK|WORLD_SIZE)$|^MASTER_(ADDR|PORT)$"
+        r"^(SLURM|SLURMD|SBATCH|SRUN|SQUEUE|SACCT|SINFO|SCONTROL|SUBMITIT)_|^(LOCAL_)?(RANK|WORLD_SIZE)$|^MASTER_(ADDR|PORT)$"
     )
     return {key: value for key, value in os.environ.items() if key in kept or not gone.match(key)}
 

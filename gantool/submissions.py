@@ -25,7 +25,7 @@ from gantool.progress import Progress
 from gantool.runs import RunDirectory, State
 
 FOLDER = "jobs"
-_ARRIVAL_SECONDS = 60.0  # within which an sbatch whose caller was killed may still arrive
+_ARRIVAL_SECONDS = 180.0  # within which an sbatch whose caller was killed may still arrive: it tries for two minutes
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ class Jobs:
         self.silence: SlurmSilent | None = None
         """Why nothing is known, when Slurm does not answer."""
         names = {claim.submission.name for claim in self._claims.values()}
-        if not names or not cluster.available():
+        if not names:
+            return
+        if not cluster.available():
+            self.silence = SlurmSilent("runs were submitted to Slurm, whose commands are not on this machine")
             return
         try:
             for jobs in cluster.queue(names).values():

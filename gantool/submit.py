@@ -13,14 +13,13 @@ import shlex
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gantool
 from gantool import cluster, files
-from gantool.cluster import Batch, Limits
+from gantool.cluster import Batch, Limits, Refused, SlurmSilent
 from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
@@ -32,6 +31,7 @@ from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_sub
 JOB_SCRIPT = Path(gantool.__file__).parent / "job.sh"
 _TO_SUBMIT: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
+_ONE_FAILURE_SECONDS = 10.0
 _REPORT = SlurmConfig(time="30m", gpus=0, cpus=1)
 
 
@@ -75,7 +75,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
             id_ = _hand_over(plan, batch, tasks, states)
             arrays[id_] = sum(map(len, tasks))
             progress.say(f"submitted: array {id_} with {arrays[id_]} runs")
-        report = _submit_report(plan, site, jobs, [*arrays]) if arrays else None
+        report = _submit_report(plan, site, jobs, [*arrays], notes)
     return Submitted(states, arrays, report, tuple(notes))
 
 
@@ -136,12 +136,15 @@ def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
     notes, held, by_person = list[str](), list[str](), list[str]()
     for trial in plan.trials:
         files_say = trial.state()
-        state, _ = jobs.state(trial.run, files_say)
+        state, words = jobs.state(trial.run, files_say)
         job = jobs.of(trial.run)
         if state == "cancelled" and files_say != "cancelled":
             trial.run.mark("cancelled", "scancel")
+        elif state == "failed" and files_say in ("planned", "lost"):
+            said = trial.run.status()  # Slurm forgets; the run should not
+            trial.run.write_status("failed", said.get("step", 0), said.get("total", 0), message=words)
         elif state == "held" and job:
-            (by_person if re.search("user|admin", job.reason, re.IGNORECASE) else held).append(job.id)
+            (held if re.search("launch|requeue", job.reason, re.IGNORECASE) else by_person).append(job.id)
     if held:
         cluster.release(sorted(set(held)))
         notes.append(f"released, held by Slurm after a failed launch: {', '.join(sorted(set(held)))}")
@@ -152,9 +155,14 @@ def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
 
 
 def _bad_nodes(jobs: Jobs) -> tuple[str, ...]:
-    """Nodes that failed under jobs of these runs twice or more."""
-    failed = Counter(one.nodes for one in jobs.attempts() if one.state == "NODE_FAIL" and one.nodes)
-    return tuple(sorted(nodes for nodes, count in failed.items() if count >= 2 and "[" not in nodes))
+    """Nodes that failed at two times under jobs of these runs; what several jobs lost at one time is one failure."""
+    failures: dict[str, list[float]] = {}
+    for one in sorted(jobs.attempts(), key=lambda one: one.ended or 0.0):
+        if one.state == "NODE_FAIL" and one.ended and re.fullmatch(r"[\w.-]+", one.nodes):
+            times = failures.setdefault(one.nodes, [])
+            if not times or one.ended - times[-1] > _ONE_FAILURE_SECONDS:
+                times.append(one.ended)
+    return tuple(sorted(node for node, times in failures.items() if len(times) > 1))
 
 
 def _batches(
@@ -185,28 +193,36 @@ def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: 
     named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv"), batch.slurm))
     try:
         id_ = cluster.submit(named)
-    except GantoolError:
+    except Refused:
         take_back(submission, runs)
         raise
     record(submission, id_)
     return id_
 
 
-def _submit_report(plan: SweepPlan, site: SiteConfig, jobs: Jobs, new: list[str]) -> str | None:
+def _submit_report(plan: SweepPlan, site: SiteConfig, jobs: Jobs, new: list[str], notes: list[str]) -> str | None:
     """A job that writes the results when all jobs of the sweep have ended, in place of an earlier one that waits."""
     note = _jobs_folder(plan) / "report.json"
     earlier = files.read_json(note)
+    ids = sorted({*new, *jobs.alive_arrays()})
+    if not ids or (isinstance(earlier, dict) and earlier.get("after") == ids):
+        return None
     if isinstance(earlier, dict):
         with contextlib.suppress(GantoolError):  # it has run, or is forgotten
             cluster.cancel([str(earlier["job"])])
-    ids = sorted({*new, *jobs.alive_arrays()})
     command = f"bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
+    # By the gantool that submits, since in an image there is no Slurm to ask for causes.
+    plain = site.model_copy(update={"sbatch": {}, "mem": None, "constraint": None, "container": None})
     batch = Batch(
-        f"gantool-{plan.name}-report", _jobs_folder(plan), command, _REPORT, site, 1, False, _environment(plan, site),
+        f"gantool-{plan.name}-report", _jobs_folder(plan), command, _REPORT, plain, 1, False, _environment(plan, plain),
         dependency="afterany:" + ":".join(ids),
     )  # fmt: skip
-    id_ = cluster.submit(batch)
-    files.write_json(note, {"job": id_})
+    try:
+        id_ = cluster.submit(batch)
+    except SlurmSilent as error:
+        notes.append(f"no job will write the results ({error.message}): gantool report {plan.folder} does, at any time")
+        return None
+    files.write_json(note, {"job": id_, "after": ids})
     return id_
 
 

@@ -36,6 +36,8 @@ from gantool.runtime import Runtime
 from gantool.state import State
 from gantool.train_scores import Scorer, ScoresInTraining
 
+_ASK_EVERY = 10
+
 
 def train(
     run: RunDirectory,
@@ -216,9 +218,9 @@ class Trainer:
         return what in self.every and self.state.step > 0 and self.state.step % self.every[what] == 0
 
     def _agreed_signal(self, final: bool) -> int:
-        """The signal the ranks leave for, the same on all of them; several ranks ask each other every 10 steps."""
+        """The signal the ranks leave for, the same on all of them; several ranks ask each other every few steps."""
         alone = self.runtime.num_ranks == 1
-        if alone or final or self.state.step % 10 == 0:
+        if alone or final or self.state.step % _ASK_EVERY == 0:
             return self.runtime.highest(self.interrupts.pending())
         return 0
 
@@ -321,7 +323,10 @@ class Trainer:
             self._check_finite(dict(zip(SCALARS, pending.mean(0).tolist(), strict=True)))
         self.runtime.on_main(self._write_checkpoint)
         self._saved_step = self.state.step
-        self.interrupts.margin_seconds = max(10.0, 2 * (time.monotonic() - began))
+        # Several ranks ask each other for a reason to leave only every _ASK_EVERY steps.
+        step_seconds = self.config.batch * self.config.n_dis / self.rate if self.rate else 0.0
+        waiting = _ASK_EVERY * step_seconds if self.runtime.num_ranks > 1 else step_seconds
+        self.interrupts.margin_seconds = max(10.0, 2 * (time.monotonic() - began)) + waiting
 
     def _write_checkpoint(self) -> None:
         folder = self.run.folder("checkpoints")

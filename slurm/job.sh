@@ -23,7 +23,7 @@
 #   GANTOOL_STAGE        1: copy the packed data to scratch, once for each node
 # Commands and options are split as a shell does: quote what has spaces in it.
 set -u
-wait_for_kill=600 # seconds; after SIGTERM whoever sent it ends the job
+wait_for_kill=3600 # seconds at most; after SIGTERM whoever sent it ends the job
 
 say() { echo "gantool job $id: $*"; }
 
@@ -56,7 +56,10 @@ run_directory() {
 
 end_of_job() {
   local text=${SLURM_JOB_END_TIME:-} # seconds; newer versions of Slurm only
-  [ -n "$text" ] || text=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)" +%s 2>/dev/null)
+  if [ -z "$text" ]; then
+    text=$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)
+    [ -z "$text" ] || text=$(date -d "$text" +%s 2>/dev/null) # of no text, date makes midnight
+  fi
   echo "$text"
 }
 
@@ -71,7 +74,7 @@ start_mps() { # several processes on one GPU take turns; with MPS they share it
 
 # The batch script's part: once for the job, on its first node.
 job() {
-  local terminated='' rc mps='' why run srun packed=''
+  local terminated='' rc mps='' why run srun packed='' missing=0
   [ "$1" != --packed ] || { packed=1 && shift; }
   local -a wanted=() runs=() options=()
   trap 'terminated=1' TERM
@@ -81,13 +84,14 @@ job() {
   else
     wanted=("$@")
   fi
+  [ ${#wanted[@]} -gt 0 ] || { say "$1 has no line for this task" && exit 2; }
   [ ${#wanted[@]} -le 1 ] || packed=1
   for run in "${wanted[@]}"; do
-    run=$(run_directory "$run") || exit 2
+    run=$(run_directory "$run") || { missing=1 && continue; }
     why=$(why_not "$run")
     if [ -n "$why" ]; then say "$run is left alone: $why"; else runs+=("$run") && rm -f "$run/stopped"; fi
   done
-  [ ${#runs[@]} -gt 0 ] || exit 0
+  [ ${#runs[@]} -gt 0 ] || exit $((missing ? 2 : 0))
 
   GANTOOL_DEADLINE=$(end_of_job)
   export GANTOOL_DEADLINE
@@ -105,12 +109,7 @@ job() {
   srun=$!
   while wait $srun; rc=$?; [ $rc -gt 128 ] && kill -0 $srun 2>/dev/null; do :; done # a trap ends wait, not srun
 
-  [ -z "$mps" ] || echo quit | nvidia-cuda-mps-control
-  if [ "${SLURM_NNODES:-1}" -gt 1 ]; then
-    srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 rm -rf "$scratch"
-  else
-    rm -rf "$scratch"
-  fi
+  [ -z "$mps" ] || echo quit | timeout 10 nvidia-cuda-mps-control
   after "$rc" "$terminated" "${runs[@]}"
 }
 
@@ -130,9 +129,14 @@ after() {
     sleep $wait_for_kill
     exit 0
   fi
-  if [ -n "$again" ]; then
+  if [ -n "$again" ]; then # before anything that takes time: the end may be near
     scontrol requeue "$id" && exit 0
     say "Slurm does not requeue this job: 'gantool sweep' starts it again"
+  fi
+  if [ "${SLURM_NNODES:-1}" -gt 1 ]; then
+    timeout 60 srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 rm -rf "$scratch"
+  else
+    rm -rf "$scratch"
   fi
   exit "$rc"
 }
@@ -141,6 +145,7 @@ after() {
 task() {
   local packed=$1 run rank=$SLURM_PROCID name output=output.txt
   local -a runs=("${@:2}") command=()
+  trap '' USR2 # one that comes before Python can handle it must not kill it
   run=${runs[0]}
   if [ -n "$packed" ]; then
     run=${runs[$rank]}
@@ -158,10 +163,10 @@ task() {
     [ -n "${!name:-}" ] || export "$name=$scratch/$name"
   done
   [ -z "${GANTOOL_STAGE:-}" ] || export GANTOOL_STAGE_DIR=$scratch/data
+  export APPTAINER_BIND=$scratch${APPTAINER_BIND:+,$APPTAINER_BIND} SINGULARITY_BIND=$scratch${SINGULARITY_BIND:+,$SINGULARITY_BIND}
   exec >>"$run/$output" 2>&1
   echo "# started $(date '+%F %T') on $(hostname): job $id, restart ${SLURM_RESTART_COUNT:-0}"
-  # A signal that comes before Python can handle it must not kill it; ignored ones stay ignored over exec. Within the
-  # container, whose own start would undo it.
+  # Ignored signals stay ignored over exec, but the start of a container would undo it: once more, inside.
   eval "command=(${GANTOOL_CONTAINER:-} sh -c 'trap \"\" USR2; exec \"\$@\"' sh ${GANTOOL:-gantool})"
   exec "${command[@]}" train "$run"
 }

@@ -64,7 +64,7 @@ elif name == "sacct":
     wanted = next(word for word in words if word.startswith("--name=")).removeprefix("--name=").split(",")
     for row in state["attempts"]:
         if row[1] in wanted:
-            print("|".join(row))
+            print("|".join([*row, "2026-11-28T12:00:00"][:5]))
 elif name == "scancel":
     for word in words:
         for id_, job in state["jobs"].items():
@@ -143,7 +143,7 @@ class FakeSlurm:
         self.configure(jobs={})
 
     def configure(self, **facts: Any) -> None:
-        """Set attempts (rows for sacct), max_array_size, partitions, jobs."""
+        """Set attempts (rows for sacct, with an end or without), max_array_size, partitions, jobs."""
         self._write({**self._read(), **facts})
 
     def _update(self, key: str, facts: dict[str, Any]) -> None:

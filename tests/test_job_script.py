@@ -67,3 +67,59 @@ def test_templates_say_when_they_do_not_find_it(path: Path, tmp_path: Path) -> N
 def test_job_script_outside_a_job_says_so(tmp_path: Path) -> None:
     done = subprocess.run(["bash", ROOT / "slurm/job.sh", "x"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "job.sh is started by sbatch" in done.stderr
+
+
+def job(folder: Path, *words: str, squeue: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """job.sh as the batch script of job 7, where squeue answers `squeue` and srun tells its environment."""
+    programs = {
+        "squeue": f"echo '{squeue}'",
+        "scontrol": 'echo "$@" >> scontrol.txt; echo node1',
+        "srun": 'env > srun.txt; cat mark > run/stopped 2> /dev/null; exit "${SRUN_CODE:-0}"',
+    }
+    for name, text in programs.items():
+        path = folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    path_of = f"{folder / 'bin'}:{os.environ['PATH']}"
+    job_environment = {"PATH": path_of, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "TMPDIR": str(folder)}
+    command = ["bash", str(ROOT / "slurm/job.sh"), *words]
+    env = job_environment | environment
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("squeue", "deadline"), [("", ""), ("N/A", ""), ("2033-05-18T03:33:20", "2000000000")])
+def test_without_an_answer_there_is_no_deadline(tmp_path: Path, squeue: str, deadline: str) -> None:
+    (tmp_path / "run").mkdir()
+    assert job(tmp_path, "run", squeue=squeue, TZ="UTC").returncode == 0
+    assert f"GANTOOL_DEADLINE={deadline}" in (tmp_path / "srun.txt").read_text().splitlines()
+    job(tmp_path, "run", squeue=squeue, TZ="UTC", SLURM_JOB_END_TIME="1999999999")  # newer versions tell it
+    assert "GANTOOL_DEADLINE=1999999999" in (tmp_path / "srun.txt").read_text().splitlines()
+
+
+def test_a_task_without_runs_is_a_failure(tmp_path: Path) -> None:
+    done = job(tmp_path, "@runs.tsv", "--", "-u", "words of others")
+    assert done.returncode == 2 and "@runs.tsv has no line for this task" in done.stdout
+    (tmp_path / "runs.tsv").write_text("gone\n")
+    done = job(tmp_path, "@runs.tsv")
+    assert done.returncode == 2 and "has no gone: is it in a folder that all nodes share?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mark", "cancelled", "requeued"),
+    [("SIGUSR2", False, True), ("the time limit", False, True), ("SIGINT", False, False), ("SIGUSR2", True, False)],
+)
+def test_what_is_requeued(tmp_path: Path, mark: str, cancelled: bool, requeued: bool) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/stopped").write_text("SIGUSR2")  # of an earlier job: it counts no more
+    assert job(tmp_path, "run", SRUN_CODE="1").returncode == 1
+    assert not (tmp_path / "run/stopped").exists() or not (tmp_path / "run/stopped").read_text()
+    (tmp_path / "mark").write_text(mark)
+    if cancelled:
+        (tmp_path / "mark").unlink()
+        (tmp_path / "run/cancelled").touch()
+    array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}
+    done = job(tmp_path, "run", SRUN_CODE="75", **array)
+    said = (tmp_path / "scontrol.txt").read_text().splitlines()
+    assert ("requeue 5_0" in said) is requeued, done.stdout
+    assert done.returncode == (0 if requeued or cancelled else 75)

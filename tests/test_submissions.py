@@ -235,7 +235,7 @@ def test_an_interrupted_submission_is_known_by_its_name(run: RunDirectory, slurm
     assert Jobs([run]).submissions()[0].job == "77"
 
 
-@pytest.mark.parametrize(("age", "arriving"), [(5.0, True), (120.0, False)])
+@pytest.mark.parametrize(("age", "arriving"), [(5.0, True), (120.0, True), (200.0, False)])
 def test_only_a_young_submission_may_still_arrive(
     age: float, arriving: bool, run: RunDirectory, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

@@ -125,7 +125,10 @@ def test_a_new_report_job_takes_the_place_of_the_one_that_waits(here: Path, slur
     assert [call.words for call in slurm.calls("scancel")] == [[first.report]]
     arrays = sorted([*first.arrays, *second.arrays])
     assert slurm.calls("sbatch")[-1].option("dependency") == "afterany:" + ":".join(arrays)
-    assert files.read_json(Path("sweeps/grid/jobs/report.json")) == {"job": second.report}
+    assert files.read_json(Path("sweeps/grid/jobs/report.json")) == {"job": second.report, "after": arrays}
+    assert go(text=GRID.replace("seeds: 3", "seeds: 4")).report is None  # it waits for all of them already
+    Path("sweeps/grid/jobs/report.json").unlink()  # as if the call before had been killed in between
+    assert go(text=GRID.replace("seeds: 3", "seeds: 4")).report
 
 
 def test_large_sweeps_are_cut_to_the_limit(here: Path, slurm: FakeSlurm) -> None:
@@ -196,7 +199,7 @@ def test_killed_between_sbatch_and_the_record(
     if arrived:
         assert done.num_runs == 0 and json.loads(note.read_text())["job"] == "10" and not waits
     else:
-        assert done.num_runs == 9 and len(waits) == 3  # until no sbatch can be on its way any more
+        assert done.num_runs == 9 and len(waits) == 9  # until no sbatch can be on its way any more
     assert len(runs_by_task(slurm)) == 9
 
 
@@ -235,15 +238,20 @@ def test_jobs_that_slurm_holds_after_a_failed_launch_are_released(here: Path, sl
     slurm.set("10_3", reason="JobHeldAdmin")
     done = go()
     assert [call.words for call in slurm.calls("scontrol") if "release" in call.words] == [["release", "10_1"]]
-    assert done.notes == ("released, held by Slurm after a failed launch: 10_1",) and done.num_runs == 0
+    assert done.notes[0] == "released, held by Slurm after a failed launch: 10_1" and done.num_runs == 0
+    assert done.notes[1].startswith("held by a person, and left so: 10_2,10_3")
     assert Counter(done.states.values()) == {"queued": 6, "held": 3}
 
 
 def test_nodes_that_failed_twice_are_left_out(here: Path, slurm: FakeSlurm) -> None:
     go()
     name = next(iter(slurm.jobs().values()))["name"]
-    rows = [("10_0", "node3"), ("10_1", "node3"), ("10_2", "node4"), ("10_3", "node[1-2]"), ("10_3", "node[1-2]")]
-    slurm.configure(attempts=[[id_, name, "NODE_FAIL", node] for id_, node in rows])
+    early, late = "2026-11-28T12:00:00", "2026-11-28T15:00:00"
+    rows = [("10_0", "node3", early), ("10_1", "node3", late), ("10_2", "node4", early)]
+    rows += [("10_3", "node[1-2]", early), ("10_3", "node[1-2]", late)]
+    rows += [("10_4", "node5", early), ("10_5", "node5", "2026-11-28T12:00:01")]  # two tasks, one failure
+    rows += [(f"10_{task}", f"node{task}", early) for task in (6, 7, 8)]
+    slurm.configure(attempts=[[id_, name, "NODE_FAIL", node, end] for id_, node, end in rows])
     slurm.forget()
     done = go(site=SiteConfig(exclude="node9"))
     assert done.num_runs == 9 and "node3" in done.notes[0]
