@@ -98,7 +98,10 @@ def test_a_score_says_all_about_itself(score: Score, snapshot: Snapshot, folder:
     assert inception.endswith(f"logits-10|w={weights}|n=200|splits=10|shuffle=2020")
     assert (score.step, score.seed, score.num, score.ema, score.device) == (70, 3, 200, True, "cpu")
     assert (score.data_title, score.data_digest, score.snapshot_digest) == ("shapes", data.digest, "5" * 64)
-    assert set(score.versions) == {"gantool", "torch", "torchvision", "numpy", "scipy", "python"} and score.seconds > 0
+    assert (
+        set(score.versions) - {"image"} == {"gantool", "torch", "torchvision", "numpy", "scipy", "python"}
+        and score.seconds > 0
+    )
     assert any("FID of 200 images is biased" in text for text in score.warnings)
     assert Score.model_validate_json(json.dumps(score.to_json())) == score
 
