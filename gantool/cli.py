@@ -6,6 +6,7 @@ The only file that prints. Nothing here loads torch before a verb that needs it 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -285,7 +286,7 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
     settings, run = open_run(path, sets, max(nproc, ranks))
     state = run.state(settings)
     if state == "cancelled":
-        raise GantoolError(f"{run.path}: this run was cancelled", f"to go on after all: rm {run.path / 'cancelled'}")
+        raise GantoolError(f"{run.path}: this run was cancelled", f"to let it go on: gantool cancel {run.path} --undo")
     if state != "done" and nproc > 1 and ranks == 1:
         from gantool.launch import launch
 
@@ -538,6 +539,8 @@ def _submit(
             progress.say(f"look with: gantool status {plan.folder}; end with: gantool cancel {plan.folder}")
         if not done.num_runs and ("failed" in counts or "diverged" in counts):
             progress.say("to try failed runs again: --retry-failed")
+        if not done.num_runs and "cancelled" in counts:
+            progress.say(f"to let cancelled runs go on: gantool cancel {plan.folder} --undo")
     for array in done.arrays:
         print(array)
     if done.num_runs or set(counts) & {"running", "queued", "held", "requeued"}:
@@ -577,7 +580,10 @@ def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
         print(results.sweep_markdown(plan, rows), end="")
     else:
         headers, cells = results.table(results.grouped(rows, plan.report), plan.report)
-        print_table(headers, cells, results.caption(plan, rows))
+        if any(row.values for row in rows):
+            print_table(headers, cells, results.caption(plan, rows))
+        else:
+            print("no scores yet", results.caption(plan, rows).partition("\n")[2], sep="\n")
 
 
 Folder = Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")]
@@ -590,12 +596,18 @@ def status(
     form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
 ) -> int | None:
     """What every run is doing: from its files, and from Slurm where it was submitted."""
-    from gantool.status import trial_states
-    from gantool.terminal import clear_screen
-
     _choose("--format", form, ("table", "json", "csv", "markdown"))
     if watch and form != "table":
         raise UsageError("--watch goes with --format table", "leave one of them out")
+    with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():
+        _show_states(folder, watch, form)
+    return None
+
+
+def _show_states(folder: Path, watch: bool, form: str) -> None:
+    from gantool.status import trial_states
+    from gantool.terminal import clear_screen
+
     while True:
         states, silence = trial_states(folder)
         if watch:
@@ -604,7 +616,7 @@ def status(
         if silence:
             _complain("warning", f"{silence}: the states are those of the files alone", None)
         if not watch:
-            return None
+            return
         time.sleep(30)
 
 
@@ -640,7 +652,7 @@ def report(
     from gantool.manifest import load_trials
 
     _choose("--format", form, ("table", "json", "csv", "markdown"))
-    plan = load_trials(folder)
+    plan = verb.told_apart(load_trials(folder))
     rows, _ = verb.gather(plan)
     _print_results(plan, rows, form, results)
     return None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
-from gantool.errors import GantoolError
+from gantool.errors import GantoolError, UsageError
 
 _PATIENCE_SECONDS = 120
 _ALIVE = {
@@ -155,7 +155,7 @@ def limits(site: SiteConfig) -> Limits:
     for name in filter(None, wanted.split(",")):
         if name not in names:
             text = f"the cluster has no partition {name!r}; it has {', '.join(names) or 'none that you may use'}"
-            raise GantoolError(text, "mend 'partition' in site.yaml")
+            raise UsageError(text, "mend 'partition' in site.yaml")
     minutes = [_minutes(names[name]) for name in wanted.split(",") if name in names]
     known = [number for number in minutes if number is not None]
     longest = max(known) if known and len(known) == len(minutes) else None

@@ -211,7 +211,7 @@ class LocalRunner:
         if state in ("done", "cancelled") or lost_race:
             self._end(Outcome(trial, state, seconds=seconds))
         elif (child.told and (code == EXIT_INTERRUPTED or code < 0)) or (
-            code == EXIT_INTERRUPTED and trial.run.stopped_by() == TIME_LIMIT
+            code == EXIT_INTERRUPTED and trial.run.said_by("stopped") == TIME_LIMIT
         ):
             self._end(Outcome(trial, "stopped", seconds=seconds))
         elif code == EXIT_INTERRUPTED and self._has_grown(trial):

@@ -131,10 +131,10 @@ class RunDirectory:
         """Whether a mark is set."""
         return (self.path / name).exists()
 
-    def stopped_by(self) -> str:
-        """What the mark `stopped` says: a signal, or the time limit; empty without a mark."""
+    def said_by(self, name: Literal["stopped", "cancelled"]) -> str:
+        """What a mark says, why the run was stopped or cancelled; empty without the mark."""
         try:
-            return (self.path / "stopped").read_text(encoding="utf-8").strip()
+            return (self.path / name).read_text(encoding="utf-8").strip()
         except OSError:
             return ""
 

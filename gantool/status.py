@@ -84,6 +84,7 @@ def _trial_status(trial: Trial, now: float, jobs: Jobs) -> TrialStatus:
         said = {**said, "message": "starting", "images_per_second": None}
     step, total, rate = said.get("step"), said.get("total"), said.get("images_per_second") or None
     alive = state == "running"
+    words = trial.run.said_by("cancelled") if state == "cancelled" and not words else words
     message = words or (str(said.get("message", "")) if state not in ("planned", "cancelled", "queued") else "")
     if state == "lost":
         message = " - ".join(filter(None, [words, next(iter(last_output(trial.run, 1)), "")]))

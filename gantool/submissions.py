@@ -221,7 +221,8 @@ class Jobs:
             return files_say, ""
         if job.held:
             return "held", job.reason
-        return "queued" if files_say == "planned" else "requeued", job.reason
+        reason = "" if job.reason == "None" else job.reason  # in its first seconds
+        return "queued" if files_say == "planned" else "requeued", reason
 
     def _ended(self, run: RunDirectory, files_say: State, job: Job | None, status: dict[str, Any]) -> tuple[State, str]:
         """The job has ended, or Slurm does not know it."""

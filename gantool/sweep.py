@@ -7,8 +7,9 @@ directory and its exit code. No torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gantool.config.grid import read_grid
@@ -130,6 +131,15 @@ def run(
         raise _interrupted(plan, runner.outcomes, num_signals)
     by_path = {outcome.trial.run.path: _latest(outcome) for outcome in [*left_alone, *runner.outcomes]}
     return SweepOutcome(plan, tuple(by_path[trial.run.path] for trial in plan.trials), tuple(rows), tuple(written))
+
+
+def told_apart(plan: SweepPlan) -> SweepPlan:
+    """A folder of runs that belong to no sweep, with the config of each as its label: only its seeds are averaged."""
+    if plan.file is not None:
+        return plan
+    names = [re.sub(r"-s\d+$", "", trial.run.path.name) for trial in plan.trials]
+    trials = tuple(replace(trial, labels={"config": name}) for trial, name in zip(plan.trials, names, strict=True))
+    return replace(plan, trials=trials)
 
 
 def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:

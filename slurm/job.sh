@@ -46,7 +46,10 @@ why_not() {
 
 # A config is made a run directory.
 run_directory() {
-  if [ -d "$1" ]; then echo "$1"; elif [ ! -e "$1" ]; then
+  if [ -d "$1" ]; then echo "$1"; elif [[ $1 == -* ]]; then
+    echo "gantool job $id: $1 is no run; for other settings: gantool train --init CONFIG --set ..., then give its run" >&2
+    return 2
+  elif [ ! -e "$1" ]; then
     echo "gantool job $id: $(hostname) has no $1: is it in a folder that all nodes share?" >&2 && return 2
   else
     eval "local -a command=(${GANTOOL_CONTAINER:-} ${GANTOOL:-gantool})"
@@ -93,6 +96,7 @@ job() {
   done
   [ ${#runs[@]} -gt 0 ] || exit $((missing ? 2 : 0))
 
+  for run in "${runs[@]}"; do say "training $run, which writes to $run/output.txt"; done
   GANTOOL_DEADLINE=$(end_of_job)
   export GANTOOL_DEADLINE
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)${GANTOOL_HOST_SUFFIX:-}
@@ -118,6 +122,7 @@ after() {
   local rc=$1 terminated=$2 run why again=
   shift 2
   for run in "$@"; do
+    say "$run: $(status_of "$run" state) $(status_of "$run" message)"
     [ ! -e "$run/cancelled" ] && [ -e "$run/stopped" ] || continue
     case $(status_of "$run" state) in failed | diverged) continue ;; esac # and srun ended its other ranks by SIGTERM
     why=$(cat "$run/stopped")

@@ -89,7 +89,7 @@ class SlurmConfig(Model):
     pack: Annotated[int, Field(ge=1, le=64)] = 1
     """Runs that share one GPU at the same time."""
     at_once: Positive | None = None
-    """Jobs at the same time; null: as many as Slurm gives."""
+    """Jobs of one submitted array at the same time; null: as many as Slurm gives."""
 
     @model_validator(mode="after")
     def _check_pack(self) -> SlurmConfig:
