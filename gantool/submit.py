@@ -210,7 +210,7 @@ def _submit_report(plan: SweepPlan, site: SiteConfig, jobs: Jobs, new: list[str]
     if isinstance(earlier, dict):
         with contextlib.suppress(GantoolError):  # it has run, or is forgotten
             cluster.cancel([str(earlier["job"])])
-    command = f"bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
+    command = f"exec bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
     # By the gantool that submits, since in an image there is no Slurm to ask for causes.
     plain = site.model_copy(update={"sbatch": {}, "mem": None, "constraint": None, "container": None})
     batch = Batch(
@@ -232,7 +232,7 @@ def _jobs_folder(plan: SweepPlan) -> Path:
 
 def _command(runs: Path, slurm: SlurmConfig) -> str:
     packed = "--packed " if slurm.pack > 1 else ""
-    return f"bash {shlex.quote(str(JOB_SCRIPT))} {packed}{shlex.quote(f'@{runs}')}"
+    return f"exec bash {shlex.quote(str(JOB_SCRIPT))} {packed}{shlex.quote(f'@{runs}')}"
 
 
 def _environment(plan: SweepPlan, site: SiteConfig) -> dict[str, str]:

@@ -124,9 +124,11 @@ def test_a_job_that_never_gets_further_fails(desk: Desk) -> None:
     for start in (1, 2):
         desk.wait("a start", lambda start=start: len(starts(run)) == start)
         desk.pace(STUCK)  # before the first checkpoint, and deaf to signals
+        desk.wait("a step without end", (desk.runs_dir / "stuck").exists)
         desk.slurm("scontrol", "requeue", desk.status()[0].job)
         desk.wait("its end", lambda: not run.locked())
         desk.pace(SLOW)
+        (desk.runs_dir / "stuck").unlink()
     desk.wait_for_states("failed")
     desk.wait("the end", desk.ended)
     (status,) = desk.status()
