@@ -10,6 +10,7 @@ from pathlib import Path
 from gantool import cluster
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, load_trials
+from gantool.runs import RunDirectory
 from gantool.submissions import Jobs
 
 
@@ -48,12 +49,15 @@ def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False) -> Cance
     if jobs.silence:
         text = f"{len(chosen)} runs are marked and will not start again, but their jobs were not ended"
         raise GantoolError(f"{text}: {jobs.silence.message}", "repeat it when Slurm answers, on a machine that has it")
-    alive = {trial.run.path: job.id for trial in plan.trials if (job := jobs.of(trial.run)) and job.alive}
-    ending = {alive[trial.run.path] for trial in chosen if trial.run.path in alive}
-    others = {alive[t.run.path] for t in plan.trials if t.run.path in alive and not t.run.marked("cancelled")}
-    ids = sorted(ending - others)
+    alive = {job.id: trial.run for trial in chosen if (job := jobs.of(trial.run)) and job.alive}
+    ids = sorted(id_ for id_, run in alive.items() if all(_over(one) for one in jobs.companions(run)))
     cluster.cancel(ids)
     return Cancelled(tuple(fresh), tuple(ids), left)
+
+
+def _over(run: RunDirectory) -> bool:
+    """Whether a run does not need its job any more."""
+    return run.marked("cancelled") or run.result() is not None
 
 
 def _chosen(plan: SweepPlan, words: Sequence[str], states: Mapping[Path, str]) -> list[Trial]:

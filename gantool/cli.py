@@ -475,6 +475,9 @@ def sweep(
             raise UsageError("--slots is for runs on this machine, but here is Slurm", "add --local, or leave it out")
         return _submit(config, assignments or [], site, dry_run, retry_failed, form)
     plan = verb.plan(config, assignments or [])
+    if not local and (silence := verb.silence(plan)):
+        hint = "go to a login node of the cluster; or add --local, which runs here what is not done"
+        raise UsageError(f"sweep {plan.name}: {silence}", hint)
     if dry_run:
         _print_states(plan_states(plan), form)
         return None
@@ -547,9 +550,11 @@ def _submit(
 def _prepare_scores(path: Path, assignments: list[str]) -> None:
     """`gantool prepare` in a process of its own: what is missing for the scores is known before the first run starts,
     and made once instead of by several runs at the same time. A sweep itself never loads torch."""
+    from gantool.launch import program
+
     words = [word for assignment in assignments for word in ("--set", assignment)]
     quiet = ["--quiet"] if _options["quiet"] else []
-    command = [sys.executable, "-m", "gantool", *quiet, "prepare", str(path), *words]
+    command = [*program(), *quiet, "prepare", str(path), *words]
     code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
     if code in (EXIT_INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt

@@ -148,7 +148,7 @@ def limits(site: SiteConfig) -> Limits:
     config = _run("scontrol", "show", "config")
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
     max_array = max(1, int(size[1]) - 1) if size else 1000
-    partitions = [line.split("|") for line in _run("sinfo", "-h", "-o", "%P|%l").splitlines() if "|" in line]
+    partitions = [line.split("|") for line in _run("sinfo", "-a", "-h", "-o", "%P|%l").splitlines() if "|" in line]
     names = {name.rstrip("*"): limit for name, limit in partitions}
     default = next((name.rstrip("*") for name, _ in partitions if name.endswith("*")), "")
     wanted = site.partition or default
@@ -198,10 +198,11 @@ def check(batch: Batch) -> str:
     return (done.stderr or done.stdout).strip().removeprefix("sbatch: ")
 
 
-def cancel(ids: Sequence[str]) -> None:
-    """End these jobs, or array tasks."""
+def cancel(ids: Sequence[str], name: str | None = None) -> None:
+    """End these jobs, or array tasks; only those of that `name`, if one is given."""
+    only = [f"--name={name}"] if name else []
     for start in range(0, len(ids), 500):
-        _run("scancel", *ids[start : start + 500])
+        _run("scancel", *only, *ids[start : start + 500])
 
 
 def release(ids: Sequence[str]) -> None:

@@ -80,8 +80,10 @@ class Interrupts:
 
 def deadline() -> float:
     """GANTOOL_DEADLINE, the end of the time limit in seconds since the epoch; infinite when it is not set."""
-    text = os.environ.get("GANTOOL_DEADLINE", "")
-    return float(text) if text.replace(".", "", 1).isdigit() else float("inf")
+    try:
+        return float(os.environ.get("GANTOOL_DEADLINE", ""))
+    except ValueError:
+        return float("inf")
 
 
 def describe(number: int) -> str:

@@ -9,12 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 
 GRACE_SECONDS = 10.0
 PATIENCE_SECONDS = 300.0
+
+
+def program() -> list[str]:
+    """The command line of the gantool that runs now. Not by -m where it is installed: that would also import from the
+    working directory, where a file may have the name of a module."""
+    script = Path(sys.executable).with_name("gantool")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "gantool"]
 
 
 def launch(num_ranks: int, arguments: list[str]) -> int:
@@ -36,7 +44,7 @@ def launch(num_ranks: int, arguments: list[str]) -> int:
     for rank in range(num_ranks):
         environment = _environment(rank, num_ranks, port)
         # A session of their own: Ctrl-C reaches the ranks through this process alone, and once.
-        command = [sys.executable, "-m", "gantool", *arguments]
+        command = [*program(), *arguments]
         children.append(subprocess.Popen(command, env=environment, start_new_session=True))
     left_at: dict[int, float] = {}
     while any(child.poll() is None for child in children):

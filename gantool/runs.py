@@ -95,7 +95,9 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """status.json: state, step, total, images_per_second, message, pid, host, job, time; {} when there is none."""
         found = files.read_json(self.path / "status.json")
-        return found if isinstance(found, dict) else {}
+        if isinstance(found, dict) and isinstance(found.get("time", 0.0), int | float):
+            return found
+        return {}
 
     def write_status(self, state: str, step: int, total: int, rate: float = 0.0, message: str = "") -> None:
         """Replace status.json."""

@@ -15,7 +15,7 @@ from gantool.config.schema import RunConfig
 from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.interrupts import Interrupts, describe
 from gantool.progress import Progress, Silent
-from gantool.runs import RunDirectory
+from gantool.runs import RunBusy, RunDirectory
 
 if TYPE_CHECKING:
     from gantool.data.pack import PackedDataset
@@ -59,19 +59,31 @@ def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, t
     try:
         _train(settings, run, interrupts, terminal)
     except InterruptedRun as stop:
-        if not run.marked("cancelled"):
+        failed = run.status().get("state") in ("failed", "diverged")  # on another rank, and then this one was ended
+        if not run.marked("cancelled") and not failed:
             number = interrupts.signal_number
             run.mark("stopped", describe(number) if number else stop.reason)
         raise
-    except GantoolError:
+    except RunBusy:
+        raise
+    except GantoolError as error:
+        _tell_of_rank(run, error.message)
         raise
     except Exception as error:
+        _tell_of_rank(run, f"{type(error).__name__}: {error}")
         # At 2 a.m. nobody looks.
         with (run.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(traceback.format_exc())
         first = (str(error).strip().splitlines() or [""])[0]
         hint = f"the traceback is in {run.path / 'log.txt'}"
         raise GantoolError(f"{run.path}: {type(error).__name__}: {first}", hint) from error
+
+
+def _tell_of_rank(run: RunDirectory, cause: str) -> None:
+    """Write what made a rank other than 0 fail to status.json, unless a cause stands there; rank 0 does it in train."""
+    rank, said = os.environ.get("RANK", "0"), run.status()
+    if rank != "0" and said.get("state") not in ("failed", "diverged"):
+        run.write_status("failed", said.get("step", 0), said.get("total", 0), message=f"rank {rank}: {cause}")
 
 
 def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, terminal: TerminalProgress) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from gantool import cluster, files
 from gantool.cluster import Attempt, Job, SlurmSilent
 from gantool.errors import GantoolError
+from gantool.local import last_output
 from gantool.progress import Progress
 from gantool.runs import RunDirectory, State
 
@@ -61,8 +62,10 @@ def write_submission(folder: Path, sweep: str, tasks: Sequence[Sequence[RunDirec
     path = (folder / FOLDER / f"{name}.json").resolve()
     paths = [[str(run.path.resolve()) for run in task] for task in tasks]
     bad = next((one for task in paths for one in task if "\t" in one or "\n" in one), None)
+    bad = bad or (str(path) if re.search(r"[%\\\n\t]", str(path)) else None)
     if bad is not None:
-        raise GantoolError(f"{bad!r}: a path with a tab or a line break cannot be submitted", "rename the folder")
+        text = f"{bad!r}: Slurm cannot take a path with a tab, a line break, % or a backslash"
+        raise GantoolError(text, "rename the folder")
     files.write_text(path.with_suffix(".tsv"), "".join("\t".join(task) + "\n" for task in paths))
     submission = Submission(path, time.time(), None)
     files.write_json(path, {"time": submission.time, "job": None})
@@ -165,6 +168,15 @@ class Jobs:
         known = (job.id for job in listed if job.name == submission.name)
         return submission.job or next((job.split("_")[0] for job in known), None)
 
+    def companions(self, run: RunDirectory) -> list[RunDirectory]:
+        """The runs of the task that a run is in, itself among them."""
+        claim = self._claims[run.path]
+        try:
+            lines = claim.submission.path.with_suffix(".tsv").read_text(encoding="utf-8").splitlines()
+            return [RunDirectory(Path(path)) for path in lines[claim.task].split("\t")]
+        except (OSError, IndexError):
+            return [run]
+
     def alive_arrays(self) -> set[str]:
         """The ids of the arrays that have tasks in the queue."""
         return {job.id.split("_")[0] for job in self._by_task.values() if job.alive}
@@ -226,7 +238,9 @@ class Jobs:
             return "cancelled", "scancel"
         if state in ("FAILED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL") and files_say in ("planned", "lost"):
             what = "out of memory, says Slurm" if state == "OUT_OF_MEMORY" else f"job {name} failed"
-            return "failed", f"{what}; its words are in {claim.submission.output(claim.task)}"
+            last = next(iter(last_output(run, 1)), "")
+            places = f"{claim.submission.output(claim.task)} and {run.path}/output*.txt"
+            return "failed", f"{what}{': ' if last else ''}{last}; its words are in {places}"
         return files_say, f"job {name}: {state}" if files_say == "lost" else ""
 
     def _never_started(self, claim: Claim, files_say: State) -> bool:
@@ -242,11 +256,14 @@ def _claim_of(run: RunDirectory, read: dict[Path, Submission | None]) -> Claim |
     if not isinstance(note, dict):
         return None
     path = Path(str(note.get("submission")))
-    if path not in read:
-        found = files.read_json(path)
-        read[path] = Submission(path, float(found["time"]), found["job"]) if isinstance(found, dict) else None
-    submission = read[path]
-    return Claim(submission, int(note["task"])) if submission else None
+    try:
+        if path not in read:
+            found = files.read_json(path)
+            read[path] = Submission(path, float(found["time"]), found["job"]) if isinstance(found, dict) else None
+        submission = read[path]
+        return Claim(submission, int(note["task"])) if submission else None
+    except (KeyError, TypeError, ValueError):  # a file that somebody changed must not hide all runs
+        return None
 
 
 def _tasks(job: str) -> list[int]:

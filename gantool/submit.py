@@ -11,7 +11,6 @@ import contextlib
 import re
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ from gantool.cluster import Batch, Limits, Refused, SlurmSilent
 from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
-from gantool.manifest import SweepPlan, Trial, write_manifest
+from gantool.launch import program
+from gantool.manifest import SweepPlan, Trial, load_trials, write_manifest
 from gantool.progress import Progress
 from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
@@ -32,7 +32,7 @@ JOB_SCRIPT = Path(gantool.__file__).parent / "job.sh"
 _TO_SUBMIT: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
 _ONE_FAILURE_SECONDS = 10.0
-_REPORT = SlurmConfig(time="30m", gpus=0, cpus=1)
+_REPORT_MINUTES = 30
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
     SlurmSilent when Slurm does not answer or refuses; what was submitted until then stays and is known.
     """
     limits = _checked(plan, site)
+    dropped = _dropped(plan)
     write_manifest(plan)
     with contextlib.ExitStack() as stack:
         for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
@@ -66,6 +67,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
         jobs = _settled_jobs(plan, progress)
         states, notes = _states(plan, jobs), _mended(plan, jobs)
         wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
+        notes += dropped
         todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
         excluded = _bad_nodes(jobs) if todo else ()
         if excluded:
@@ -75,7 +77,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
             id_ = _hand_over(plan, batch, tasks, states)
             arrays[id_] = sum(map(len, tasks))
             progress.say(f"submitted: array {id_} with {arrays[id_]} runs")
-        report = _submit_report(plan, site, jobs, [*arrays], notes)
+        report = _submit_report(plan, site, limits, jobs, [*arrays], notes)
     return Submitted(states, arrays, report, tuple(notes))
 
 
@@ -154,6 +156,18 @@ def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
     return notes
 
 
+def _dropped(plan: SweepPlan) -> list[str]:
+    """Words on runs that the sweep file no longer asks for, and that still have jobs."""
+    kept = {trial.run.path.resolve() for trial in plan.trials}
+    try:
+        before = [trial.run for trial in load_trials(plan.folder).trials if trial.run.path.resolve() not in kept]
+    except GantoolError:  # the first time
+        return []
+    jobs = Jobs(before)
+    alive = [run.path for run in before if (job := jobs.of(run)) and job.alive]
+    return [f"no longer in the sweep file, but with a job: {path}; to end it: gantool cancel {path}" for path in alive]
+
+
 def _bad_nodes(jobs: Jobs) -> tuple[str, ...]:
     """Nodes that failed at two times under jobs of these runs; what several jobs lost at one time is one failure."""
     failures: dict[str, list[float]] = {}
@@ -183,7 +197,11 @@ def _batches(
 
 
 def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: dict[Path, State]) -> str:
+    before: dict[Path, str] = {}  # what is written over, for the case that sbatch refuses
     for trial in (trial for task in tasks for trial in task):
+        for path in (trial.run.path / name for name in ("status.json", "job.json")):
+            if path.exists():
+                before[path] = path.read_text(encoding="utf-8")
         trial.run.write_config(trial.config, durable=False)
         if states[trial.run.path] in _FAILED:
             said = trial.run.status()
@@ -195,26 +213,32 @@ def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: 
         id_ = cluster.submit(named)
     except Refused:
         take_back(submission, runs)
+        for path, text in before.items():
+            files.write_text(path, text)
         raise
     record(submission, id_)
     return id_
 
 
-def _submit_report(plan: SweepPlan, site: SiteConfig, jobs: Jobs, new: list[str], notes: list[str]) -> str | None:
+def _submit_report(
+    plan: SweepPlan, site: SiteConfig, limits: Limits, jobs: Jobs, new: list[str], notes: list[str]
+) -> str | None:
     """A job that writes the results when all jobs of the sweep have ended, in place of an earlier one that waits."""
-    note = _jobs_folder(plan) / "report.json"
+    note, name = _jobs_folder(plan) / "report.json", f"gantool-{plan.name}-report"
     earlier = files.read_json(note)
     ids = sorted({*new, *jobs.alive_arrays()})
     if not ids or (isinstance(earlier, dict) and earlier.get("after") == ids):
         return None
     if isinstance(earlier, dict):
         with contextlib.suppress(GantoolError):  # it has run, or is forgotten
-            cluster.cancel([str(earlier["job"])])
+            cluster.cancel([str(earlier.get("job"))], name)
     command = f"exec bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
+    minutes = min(_REPORT_MINUTES, limits.max_minutes or _REPORT_MINUTES)
+    slurm = SlurmConfig(time=f"{minutes}m", gpus=0, cpus=1)
     # By the gantool that submits, since in an image there is no Slurm to ask for causes.
     plain = site.model_copy(update={"sbatch": {}, "mem": None, "constraint": None, "container": None})
     batch = Batch(
-        f"gantool-{plan.name}-report", _jobs_folder(plan), command, _REPORT, plain, 1, False, _environment(plan, plain),
+        name, _jobs_folder(plan), command, slurm, plain, 1, False, _environment(plan, plain),
         dependency="afterany:" + ":".join(ids),
     )  # fmt: skip
     try:
@@ -238,17 +262,15 @@ def _command(runs: Path, slurm: SlurmConfig) -> str:
 def _environment(plan: SweepPlan, site: SiteConfig) -> dict[str, str]:
     """What job.sh is told, quoted for the shell."""
     values = {key: str(value) for key, value in site.env.items()}
-    values["GANTOOL"] = "gantool" if site.container else shlex.join([sys.executable, "-m", "gantool"])
-    if site.container:
-        values["GANTOOL_CONTAINER"] = _container(plan, site, site.container)
-    optional = {
+    values["GANTOOL"] = "gantool" if site.container else shlex.join(program())
+    values |= {  # empty ones too: what the shell that submits has set for templates must not get through
+        "GANTOOL_CONTAINER": _container(plan, site, site.container) if site.container else "",
         "GANTOOL_SRUN": shlex.join(site.srun),
-        "GANTOOL_INTERFACE": site.interface,
+        "GANTOOL_INTERFACE": site.interface or "",
         "GANTOOL_HOST_SUFFIX": site.host_suffix,
-        "GANTOOL_SCRATCH": site.scratch,
+        "GANTOOL_SCRATCH": site.scratch or "",
         "GANTOOL_STAGE": "1" if site.stage_data else "",
     }
-    values |= {key: value for key, value in optional.items() if value}
     return {key: shlex.quote(value) for key, value in values.items()}
 
 

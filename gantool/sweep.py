@@ -7,13 +7,13 @@ directory and its exit code. No torch.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gantool.config.grid import read_grid
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRun
+from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, write_manifest
 from gantool.progress import Progress
@@ -21,7 +21,7 @@ from gantool.results import Row, collect, number_text, scores_of, write_results
 from gantool.runs import RunDirectory, State
 from gantool.submissions import Jobs
 
-TRAIN = (sys.executable, "-m", "gantool", "train")
+TRAIN = (*program(), "train")
 _TO_START: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
 _ALIVE: frozenset[State] = frozenset({"running", "queued", "held", "requeued"})
@@ -75,6 +75,13 @@ def describe(plan: SweepPlan) -> dict[State, list[Trial]]:
     for trial, state in zip(plan.trials, _states(plan).values(), strict=True):
         found.setdefault(state, []).append(trial)
     return found
+
+
+def silence(plan: SweepPlan) -> str:
+    """Why it is unknown what becomes of runs that were submitted to Slurm and are not done; empty when it is known."""
+    open_ = [trial.run for trial in plan.trials if trial.run.result() is None]
+    found = Jobs(open_).silence
+    return found.message if found else ""
 
 
 def _states(plan: SweepPlan) -> dict[Path, State]:

@@ -57,7 +57,7 @@ run_directory() {
 end_of_job() {
   local text=${SLURM_JOB_END_TIME:-} # seconds; newer versions of Slurm only
   if [ -z "$text" ]; then
-    text=$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)
+    text=$(squeue -h -j "$id" -o %e 2>/dev/null)
     [ -z "$text" ] || text=$(date -d "$text" +%s 2>/dev/null) # of no text, date makes midnight
   fi
   echo "$text"
@@ -119,6 +119,7 @@ after() {
   shift 2
   for run in "$@"; do
     [ ! -e "$run/cancelled" ] && [ -e "$run/stopped" ] || continue
+    case $(status_of "$run" state) in failed | diverged) continue ;; esac # and srun ended its other ranks by SIGTERM
     why=$(cat "$run/stopped")
     say "$run stopped: $why"
     case $why in SIGUSR2 | "the time limit") again=1 ;; SIGTERM) terminated=1 ;; esac

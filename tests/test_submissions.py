@@ -261,8 +261,10 @@ def test_damaged_notes_are_no_claim(run: RunDirectory, slurm: FakeSlurm, tmp_pat
 
 def test_paths_that_would_break_the_list(tmp_path: Path) -> None:
     (tmp_path / "a\tb").mkdir()
-    with pytest.raises(GantoolError, match="a tab or a line break"):
+    with pytest.raises(GantoolError, match="a tab, a line break"):
         write_submission(tmp_path, "x", [[RunDirectory(tmp_path / "a\tb")]])
+    with pytest.raises(GantoolError, match="Slurm cannot take"):  # it makes a job's number of %j
+        write_submission(tmp_path / "100%j", "x", [[RunDirectory(tmp_path / "a")]])
     assert not (tmp_path / "jobs").exists()
 
 

@@ -22,6 +22,7 @@ from gantool import submit as verb
 from gantool.cluster import SlurmSilent
 from gantool.config.site import SiteConfig
 from gantool.errors import UsageError
+from gantool.launch import program
 from gantool.manifest import SweepPlan
 from gantool.progress import Silent
 from gantool.runs import RunDirectory, eval_digest
@@ -122,7 +123,7 @@ def test_one_more_seed_submits_only_that(here: Path, slurm: FakeSlurm) -> None:
 def test_a_new_report_job_takes_the_place_of_the_one_that_waits(here: Path, slurm: FakeSlurm) -> None:
     first = go()
     second = go(text=GRID.replace("seeds: 3", "seeds: 4"))
-    assert [call.words for call in slurm.calls("scancel")] == [[first.report]]
+    assert [call.words for call in slurm.calls("scancel")] == [["--name=gantool-grid-report", first.report]]
     arrays = sorted([*first.arrays, *second.arrays])
     assert slurm.calls("sbatch")[-1].option("dependency") == "afterany:" + ":".join(arrays)
     assert files.read_json(Path("sweeps/grid/jobs/report.json")) == {"job": second.report, "after": arrays}
@@ -286,7 +287,7 @@ def test_what_the_job_script_is_told(here: Path, slurm: FakeSlurm) -> None:
                       stage_data=True, env={"A": "x y", "AB": "$HOME"})  # fmt: skip
     script, _ = preview(made(), site)
     found = exported(script)
-    assert shlex.split(found["GANTOOL"]) == [sys.executable, "-m", "gantool"] and "GANTOOL_CONTAINER" not in found
+    assert shlex.split(found["GANTOOL"]) == program() and not shlex.split(found["GANTOOL_CONTAINER"])
     assert shlex.split(found["GANTOOL_SRUN"]) == ["--mpi=none", "--comment=two words"]
     assert (found["GANTOOL_INTERFACE"], found["GANTOOL_HOST_SUFFIX"], found["GANTOOL_STAGE"]) == ("ib0", "i", "1")
     assert (found["GANTOOL_SCRATCH"], found["A"], found["AB"]) == ("/a b", "x y", "$HOME")
