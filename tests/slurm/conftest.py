@@ -67,8 +67,8 @@ def cluster(shared: Path) -> Cluster:
 
 @pytest.fixture(scope="session")
 def bare_cluster(shared: Path) -> Cluster:
-    """A cluster without accounting, of one node."""
-    return _started(shared / "bare", 1, num_gpus=0, accounting=False)
+    """A cluster without GPUs and accounting that tells jobs of preemption by SIGTERM alone; node2 is for that."""
+    return _started(shared / "bare", 2, num_gpus=0, accounting=False, settings={"SlurmctldParameters": None})
 
 
 def _at(cluster: Cluster, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
@@ -91,7 +91,7 @@ def desk(cluster: Cluster, shared: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def bare_desk(bare_cluster: Cluster, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in front of the cluster without accounting."""
     desk = _at(bare_cluster, shared, tmp_path, monkeypatch)
-    desk.site = {"signal_seconds": 30}
+    desk.site = {"exclude": "node2", "signal_seconds": 30}
     yield desk
     _end_jobs(desk)
 
