@@ -232,7 +232,7 @@ def _submit_report(
     if isinstance(earlier, dict):
         with contextlib.suppress(GantoolError):  # it has run, or is forgotten
             cluster.cancel([str(earlier.get("job"))], name)
-    command = f"bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
+    command = f"exec bash {shlex.quote(str(JOB_SCRIPT))} --report {shlex.quote(str(plan.folder.resolve()))}"
     minutes = min(_REPORT_MINUTES, limits.max_minutes or _REPORT_MINUTES)
     slurm = SlurmConfig(time=f"{minutes}m", gpus=0, cpus=1)
     # By the gantool that submits, since in an image there is no Slurm to ask for causes.
@@ -256,7 +256,7 @@ def _jobs_folder(plan: SweepPlan) -> Path:
 
 def _command(runs: Path, slurm: SlurmConfig) -> str:
     packed = "--packed " if slurm.pack > 1 else ""
-    return f"bash {shlex.quote(str(JOB_SCRIPT))} {packed}{shlex.quote(f'@{runs}')}"
+    return f"exec bash {shlex.quote(str(JOB_SCRIPT))} {packed}{shlex.quote(f'@{runs}')}"
 
 
 def _environment(plan: SweepPlan, site: SiteConfig) -> dict[str, str]:

@@ -62,8 +62,8 @@ class Cluster:
     accounting: bool = True
     port: int = 17000
     """Of slurmctld; the daemons listen on the loopback, on this and the next 3 + `num_nodes` ports."""
-    settings: dict[str, str] = field(default_factory=dict)
-    """Further lines of slurm.conf, e.g. {"MaxArraySize": "5"}."""
+    settings: dict[str, str | None] = field(default_factory=dict)
+    """Further lines of slurm.conf, e.g. {"MaxArraySize": "5"}; None: without this line."""
 
     @classmethod
     def of(cls, folder: Path) -> Cluster:
@@ -289,7 +289,7 @@ class Cluster:
                 "AccountingStorageTRES": "gres/gpu",
             }
         ports = f"{self.port + 3}-{self.port + 2 + self.num_nodes}"
-        lines = [f"{key}={value}" for key, value in {**settings, **self.settings}.items()]
+        lines = [f"{key}={value}" for key, value in {**settings, **self.settings}.items() if value is not None]
         lines += [
             f"NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs=4 RealMemory=8000{gpus}",
             f"PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=60 GraceTime={_GRACE_SECONDS}",

@@ -1,10 +1,7 @@
-"""One cluster for all tests in this folder, also when several processes of pytest share them; and an undisturbed copy
-of the runs that the tests disturb."""
+"""One cluster for all tests in this folder, also when several processes of pytest share them."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -15,10 +12,9 @@ from typing import Any
 import pytest
 
 from .cluster import Cluster, free_port, why_not
-from .desk import Desk
+from .desk import Desk, locked
 
 HERE = Path(__file__).parent
-GRID = {"augment": ["none", "basic"], "generator.residual": [False, True]}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,13 +26,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if HERE in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason=why))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _started(folder: Path, num_nodes: int, **settings: Any) -> Cluster:
     """The first process starts it; it goes when the whole session has ended, in whatever way."""
     ready = folder.with_suffix(".ready")
-    with _locked(folder.parent / "clusters.lock"):  # one at a time, since they look for free ports
+    with locked(folder.parent / "clusters.lock"):  # one at a time, since they look for free ports
         if ready.exists():
             return Cluster.of(folder)
         cluster = Cluster(folder, num_nodes, port=free_port(num_nodes + 3), **settings)
@@ -78,22 +67,8 @@ def cluster(shared: Path) -> Cluster:
 
 @pytest.fixture(scope="session")
 def bare_cluster(shared: Path) -> Cluster:
-    """A cluster without accounting, of one node."""
-    return _started(shared / "bare", 1, num_gpus=0, accounting=False)
-
-
-@pytest.fixture(scope="session")
-def library(shared: Path) -> Path:
-    """The folder of a sweep of 2 x 2 x 2 runs, done on this machine without Slurm."""
-    folder = shared / "library"
-    with _locked(shared / "library.lock"):
-        if not (folder / "done").exists():
-            folder.mkdir()
-            desk = Desk(folder, Cluster(folder), shared)
-            desk.write(vary=GRID, seeds=2, eval={"num": 100})
-            desk.gantool("sweep", "--local", "sweep.yaml")
-            (folder / "done").touch()
-    return folder
+    """A cluster without GPUs and accounting that tells jobs of preemption by SIGTERM alone; node2 is for that."""
+    return _started(shared / "bare", 2, num_gpus=0, accounting=False, settings={"SlurmctldParameters": None})
 
 
 def _at(cluster: Cluster, shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
@@ -105,9 +80,7 @@ def _at(cluster: Cluster, shared: Path, folder: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def desk(
-    cluster: Cluster, library: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Desk]:
+def desk(cluster: Cluster, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in front of the cluster; its jobs end with the test."""
     desk = _at(cluster, shared, tmp_path, monkeypatch)
     yield desk
@@ -115,10 +88,10 @@ def desk(
 
 
 @pytest.fixture
-def bare_desk(bare_cluster: Cluster, library: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def bare_desk(bare_cluster: Cluster, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in front of the cluster without accounting."""
     desk = _at(bare_cluster, shared, tmp_path, monkeypatch)
-    desk.site = {"signal_seconds": 30}
+    desk.site = {"exclude": "node2", "signal_seconds": 30}
     yield desk
     _end_jobs(desk)
 

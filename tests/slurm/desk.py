@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from gantool.status import TrialStatus, trial_states
 
 from .cluster import Cluster
 
-PATIENCE_SECONDS = 900.0
+PATIENCE_SECONDS = 600.0
 """Until a test gives up: many times what it takes on a machine with nothing else to do."""
 STEPS = 120
 LOSS = """\
@@ -42,8 +44,10 @@ def generator(real, fake):
     slow, broken = run.parent / "slow", run.parent / f"broken{run.name[run.name.rindex('-s'):]}"
     if broken.exists():
         raise RuntimeError("this loss is broken")
-    if slow.exists():
-        time.sleep(float(slow.read_text() or "0"))
+    seconds = float(slow.read_text()) if slow.exists() else 0.0
+    if seconds > 100:
+        (run.parent / "stuck").touch()
+    time.sleep(seconds)
     return -fake.mean()
 """
 BASE: dict[str, Any] = {
@@ -64,13 +68,14 @@ BASE: dict[str, Any] = {
         "grid": "2x2",
     },
 }
+GRID = {"augment": ["none", "basic"], "generator.residual": [False, True]}
 FAST, SLOW, STUCK = 0.0, 1.0, 10_000.0
 """Seconds of each step, beside the work."""
 
 
 @dataclass
 class Desk:
-    """`folder` is the working directory; `shared` has the packed data, and the library of undisturbed runs."""
+    """`folder` is the working directory; `shared` has the packed data and the library."""
 
     folder: Path
     cluster: Cluster
@@ -153,10 +158,11 @@ class Desk:
 
     def wait(self, what: str, condition: Callable[[], object], name: str = "sweep") -> None:
         """Until `condition` holds."""
-        end = time.monotonic() + PATIENCE_SECONDS
+        end, pause = time.monotonic() + PATIENCE_SECONDS, 0.1
         while not condition():
             assert time.monotonic() < end, f"waited in vain for {what}\n{self.account(name)}"
-            time.sleep(0.25)
+            time.sleep(pause)
+            pause = min(1.0, 1.2 * pause)
 
     def wait_for_states(self, *states: str, name: str = "sweep") -> None:
         """Until the runs have these states."""
@@ -181,11 +187,33 @@ class Desk:
 
     def assert_undisturbed(self, run: RunDirectory) -> None:
         """The run has ended with the bits of the one in the library."""
-        assert_same_weights(self.shared / "library/runs" / run.path.name, run.path)
+        assert_same_weights(library(self.shared) / "runs" / run.path.name, run.path)
         steps = [row["step"] for row in journal(run)]
         assert steps == list(range(5, STEPS + 1, 5))
         status = run.status()
         assert (status["state"], status["step"]) == ("done", STEPS)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def library(shared: Path) -> Path:
+    """The folder of a sweep over GRID and two seeds that was done on this machine alone, undisturbed; made when it is
+    first wanted."""
+    folder = shared / "library"
+    with locked(shared / "library.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            desk = Desk(folder, Cluster(folder), shared)
+            desk.write(vary=GRID, seeds=2, eval={"num": 100})
+            desk.gantool("sweep", "--local", "sweep.yaml")
+            (folder / "done").touch()
+    return folder
 
 
 def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:

@@ -3,7 +3,9 @@ nothing disturbed."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 
 from gantool.runs import RunDirectory
 
@@ -32,12 +34,12 @@ def test_two_time_limits_in_a_row(desk: Desk) -> None:
     desk.pace(SLOW)
     desk.gantool("sweep", "sweep.yaml")
     run = only_run(desk)
-    desk.wait("the third start", lambda: len(starts(run)) > 2)
+    desk.wait("the third start", lambda: len(starts(run)) > 2 and starts(run)[-1]["step"] > 0)
     desk.pace(FAST)
     desk.wait_for_end()
     desk.assert_undisturbed(run)
     steps = [start["step"] for start in starts(run)]
-    assert steps == sorted(set(steps)) and steps[0] == 0
+    assert steps == sorted(steps) and steps[0] == 0
     assert len({start["job"] for start in starts(run)}) == 1  # one job all along
     # By Slurm's signal, or by the clock where the signal came while Python was starting.
     assert len(re.findall(r"stopped by (?:SIGUSR2|the time limit) at step", output(run))) == len(steps) - 1
@@ -61,31 +63,52 @@ def test_a_signal_and_a_requeue_of_one_array_task_leave_the_others_alone(desk: D
     assert [len(starts(run)) for run in runs] == [2, 2, 1]
     assert "stopped by SIGUSR2 at step" in output(runs[0]) and "stopped: SIGUSR2" in words_of_jobs(desk)
     assert [start["job"] for start in starts(runs[2])] == [alone]
+    desk.wait("the end of what the requeued job had started", lambda: not processes_of(desk))
     desk.assert_undisturbed(runs[0])
     desk.assert_undisturbed(runs[1])
+
+
+def processes_of(desk: Desk) -> list[str]:
+    """Command lines on all nodes that have to do with the sweep."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if str(desk.folder) in line]
 
 
 def words_of_jobs(desk: Desk) -> str:
     return "".join(path.read_text() for path in sorted((desk.folder / "sweeps/sweep/jobs").glob("*.txt")))
 
 
-def test_preempted_by_a_job_that_is_more_important(desk: Desk) -> None:
-    desk.site["sbatch"] = {"nodelist": "node3"}
+def preempted(desk: Desk, node: str) -> RunDirectory:
+    """A run that had to give way to a job of the partition high, and has ended."""
+    desk.site |= {"exclude": None, "sbatch": {"nodelist": node}}
     desk.write(slurm={"mem": "5G"})
     desk.pace(SLOW)
     desk.gantool("sweep", "sweep.yaml")
     run = only_run(desk)
     desk.wait_for_step(run, 5)
-    words = ("--partition=high", "--nodelist=node3", "--mem=5G", "--time=5", "--output=/dev/null", "--wrap=sleep 300")
+    words = ("--partition=high", f"--nodelist={node}", "--mem=5G", "--time=5", "--output=/dev/null", "--wrap=sleep 300")
     high = desk.slurm("sbatch", "--parsable", f"--chdir={desk.folder}", *words).strip()
     desk.wait("the other job to run", lambda: desk.slurm("squeue", "-h", "-j", high, "-o", "%T").strip() == "RUNNING")
     desk.wait_for_states("requeued")
-    assert "stopped by SIGUSR2 at step" in output(run)
     desk.pace(FAST)
     desk.slurm("scancel", high)
     desk.wait_for_end()
     desk.assert_undisturbed(run)
     assert len(starts(run)) == 2 and starts(run)[1]["step"] > 5
+    return run
+
+
+def test_preempted_by_a_job_that_is_more_important(desk: Desk) -> None:
+    assert "stopped by SIGUSR2 at step" in output(preempted(desk, "node3"))
+
+
+def test_preempted_where_slurm_sends_no_other_signal_than_sigterm(bare_desk: Desk) -> None:
+    run = preempted(bare_desk, "node2")
+    assert "stopped by SIGTERM at step" in output(run)
+    assert "waiting for the end that SIGTERM announced" in words_of_jobs(bare_desk)  # else Slurm would not requeue it
 
 
 def test_power_cuts_and_a_node_that_has_them_twice(desk: Desk) -> None:
@@ -124,9 +147,11 @@ def test_a_job_that_never_gets_further_fails(desk: Desk) -> None:
     for start in (1, 2):
         desk.wait("a start", lambda start=start: len(starts(run)) == start)
         desk.pace(STUCK)  # before the first checkpoint, and deaf to signals
+        desk.wait("a step without end", (desk.runs_dir / "stuck").exists)
         desk.slurm("scontrol", "requeue", desk.status()[0].job)
         desk.wait("its end", lambda: not run.locked())
         desk.pace(SLOW)
+        (desk.runs_dir / "stuck").unlink()
     desk.wait_for_states("failed")
     desk.wait("the end", desk.ended)
     (status,) = desk.status()

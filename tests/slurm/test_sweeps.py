@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from .conftest import GRID
-from .desk import Desk
-
-
-def results(desk_folder, name="results.json"):  # type: ignore[no-untyped-def]
-    return json.loads((desk_folder / "sweeps/sweep" / name).read_text())
+from .desk import GRID, Desk, library
 
 
 def test_a_grid_ends_in_the_results_of_one_machine_bit_for_bit(desk: Desk) -> None:
@@ -21,5 +14,5 @@ def test_a_grid_ends_in_the_results_of_one_machine_bit_for_bit(desk: Desk) -> No
     for run in desk.runs():
         desk.assert_undisturbed(run)
     # The job that waited for all others has written the same table.
-    here, there = (folder / "sweeps/sweep/results.md" for folder in (desk.folder, desk.shared / "library"))
+    here, there = (folder / "sweeps/sweep/results.md" for folder in (desk.folder, library(desk.shared)))
     assert here.read_text() == there.read_text()
