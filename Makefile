@@ -53,7 +53,7 @@ locks: install  ## Pin what goes into the image, newly (containers/requirements-
 	$(call lock,cpu,3.11,torch==2.13.0+cpu,--no-emit-package torchvision)
 
 test-slurm: install  ## Sweeps on a real Slurm that is started here (needs root and Debian's packages; minutes)
-	$(BIN)/python -m pytest -rs -n 3 --dist load tests/slurm
+	$(BIN)/python -m pytest -rs -n 8 --dist worksteal tests/slurm
 
 test-container: install  ## Build the image for the CPU and use it (needs Apptainer; minutes)
 	$(BIN)/python -m pytest -rs tests/container

@@ -77,7 +77,7 @@ def test_limits_of_the_cluster_are_known_before_anything_is_submitted(desk: Desk
     assert "slurm.time: found 2h, but the partition main allows 60m" in said
     desk.site["partition"] = "hihg"
     desk.write()
-    assert "the cluster has no partition 'hihg'; it has main, high" in desk.gantool("sweep", "sweep.yaml", code=1)
+    assert "the cluster has no partition 'hihg'; it has main, high" in desk.gantool("sweep", "sweep.yaml", code=2)
     desk.site["partition"] = "high"
     desk.write(slurm={"gpus": 4})
     said = desk.gantool("sweep", "sweep.yaml", code=1)
