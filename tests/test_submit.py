@@ -147,6 +147,7 @@ def test_packed_runs_share_a_task(here: Path, slurm: FakeSlurm) -> None:
     assert slurm.calls("sbatch")[0].option("array") == "0-2"
     assert slurm.calls("sbatch")[0].option("ntasks-per-node") == "4"
     assert "job.sh --packed @" in slurm.calls("sbatch")[0].script  # the last task has one run
+    assert "\nexec bash " in slurm.calls("sbatch")[0].script  # SIGTERM must not end a shell above it, and orphan it
 
 
 def test_runs_on_the_cpu_ask_for_no_gpu(here: Path, slurm: FakeSlurm) -> None:
