@@ -279,7 +279,7 @@ def train(
 
 
 def _train(path: Path, assignments: list[str], nproc: int, device: str | None, interrupts: Interrupts) -> int | None:
-    from gantool.start import open_run, train_here, world_size
+    from gantool.start import open_run, signals_caught, train_here, world_size
 
     ranks = world_size()
     sets = [*assignments, *([f"runtime.device={device}"] if device else [])]
@@ -291,12 +291,11 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
         from gantool.launch import launch
 
         return launch(nproc, sys.argv[1:])
-    with _progress() as progress:
+    with signals_caught(run, interrupts), _progress() as progress:
         if state == "done":
             progress.say("this run is done already")
         else:
-            with interrupts.caught():
-                train_here(settings, run, interrupts, progress)
+            train_here(settings, run, interrupts, progress)
     if os.environ.get("RANK", "0") == "0":
         print(run.path)
     return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +55,24 @@ def open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, Ru
     return settings, run
 
 
-def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, terminal: TerminalProgress) -> None:
-    """Train `run` in this process, as one rank of WORLD_SIZE; what goes wrong stays with the run, in its log.txt."""
+@contextlib.contextmanager
+def signals_caught(run: RunDirectory, interrupts: Interrupts) -> Iterator[None]:
+    """Handle the stop signals within the block; one that ends it leaves the mark `stopped`."""
     try:
-        _train(settings, run, interrupts, terminal)
+        with interrupts.caught():
+            yield
     except InterruptedRun as stop:
         failed = run.status().get("state") in ("failed", "diverged")  # on another rank, and then this one was ended
         if not run.marked("cancelled") and not failed:
             number = interrupts.signal_number
             run.mark("stopped", describe(number) if number else stop.reason)
         raise
+
+
+def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, terminal: TerminalProgress) -> None:
+    """Train `run` in this process, as one rank of WORLD_SIZE; what goes wrong stays with the run, in its log.txt."""
+    try:
+        _train(settings, run, interrupts, terminal)
     except RunBusy:
         raise
     except GantoolError as error:
