@@ -22,9 +22,9 @@ def desk(image: Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in front of a cluster of two nodes, whose site.yaml names the image."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = image.person.scratch / "cluster of the image"
+    folder = image.person.scratch / "desk"
     folder.mkdir()
-    cluster = Cluster(folder / "cluster", num_nodes=2, port=free_port(5))
+    cluster = Cluster(folder / "cluster", num_nodes=2, accounting=False, port=free_port(5))
     cluster.up()
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
