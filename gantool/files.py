@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +58,25 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def wait_for_lock(file: IO[bytes], tell: Callable[[], None]) -> None:
+    """Wait until this process alone holds the lock of an open file; `tell` is called once, when it has to wait.
+
+    Closing the file lets go, as does the end of the process. On a filesystem without locks nothing is waited for.
+    """
+    told = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return
+        if not told:
+            told = True
+            tell()
+        time.sleep(0.2)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,6 @@ No torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import secrets
 import time
@@ -100,23 +99,10 @@ def turn(folder: Path, progress: Progress) -> Iterator[None]:
     except OSError as error:
         raise GantoolError(f"{folder}: cannot be written: {error.strerror}", "check the folder's owner") from error
     with lock:
-        told = False
-        while not _locked(lock.fileno()):
-            if not told:
-                progress.say(f"waiting for another gantool that is submitting runs of {folder}")
-                told = True
-            time.sleep(0.2)
+        files.wait_for_lock(
+            lock, lambda: progress.say(f"waiting for another gantool that is submitting runs of {folder}")
+        )
         yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a filesystem without locks: unguarded, as on any tool without them
-        return True
-    return True
 
 
 class Jobs:

@@ -1,6 +1,6 @@
 """Slurm faked at the subprocess seam: executables by the names of Slurm's commands that keep their jobs in one file.
 
-What is faked is what `gantool` asks for, in the form of the real answers (Slurm 22.05 to 24.11); jobs never run, a test
+What is faked is what `gantool` asks for, in the form of the real answers (Slurm 22.05); jobs never run, a test
 says what becomes of them. Every call is written down, so that tests count calls instead of seconds.
 """
 

@@ -7,14 +7,12 @@ filesystem has no locks, two processes may compute the same thing, and the first
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from gantool.errors import GantoolError
+from gantool.files import wait_for_lock
 from gantool.progress import Progress
 
 T = TypeVar("T")
@@ -69,19 +67,5 @@ def _turn(path: Path, what: str, progress: Progress) -> Iterator[None]:
         yield
         return
     with lock:
-        told = False
-        while not _try_lock(lock.fileno()):
-            if not told:
-                progress.say(f"waiting for another process that computes {what}")
-                told = True
-            time.sleep(0.2)
+        wait_for_lock(lock, lambda: progress.say(f"waiting for another process that computes {what}"))
         yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    """False while another process has it; True when it is ours, or when the filesystem has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True
