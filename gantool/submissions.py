@@ -189,6 +189,13 @@ class Jobs:
             self._attempts = {(one.name, task): one for one in found for task in _tasks(one.id)}
         return self._attempts.get((claim.submission.name, claim.task))
 
+    def accounting_is_behind(self, runs: Iterable[RunDirectory]) -> bool:
+        """Whether accounting takes a job of these runs for alive that squeue has forgotten: how it ended, a scancel for
+        example, is still to be written there."""
+        forgotten = [run for run in runs if run.path in self._claims and self.of(run) is None]
+        attempts = [attempt for run in forgotten if (attempt := self.last_attempt(run))]
+        return any(Job(one.id, one.name, one.state).alive for one in attempts)
+
     def state(self, run: RunDirectory, files_say: State, status: dict[str, Any] | None = None) -> tuple[State, str]:
         """The state of a run whose files say `files_say`, and words on it (a reason, a cause). `status`: its
         status.json, if that is read already."""

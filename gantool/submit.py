@@ -33,6 +33,7 @@ _TO_SUBMIT: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscore
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
 _ONE_FAILURE_SECONDS = 10.0
 _REPORT_MINUTES = 30
+_BEHIND_SECONDS = 30.0  # for which accounting is waited for; a job may stay alive there for ever after a crash
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,20 @@ def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
 
 def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
     """What Slurm says, once no earlier call can still have an sbatch on its way; ids that it knows are written down."""
-    told = False
+    told, began = False, time.time()
+    open_ = [trial.run for trial in plan.trials if trial.run.result() is None]
     while True:
         jobs = Jobs([trial.run for trial in plan.trials])
         if jobs.silence:
             raise jobs.silence
-        if not jobs.arriving():
+        if jobs.arriving():
+            words = "an earlier call was interrupted while it submitted: waiting whether its jobs arrive"
+        elif time.time() - began < _BEHIND_SECONDS and jobs.accounting_is_behind(open_):
+            words = "Slurm's accounting does not know yet how a job ended: waiting for it"
+        else:
             break
         if not told:
-            progress.say("an earlier call was interrupted while it submitted: waiting whether its jobs arrive")
+            progress.say(words)
             told = True
         time.sleep(2)
     for submission in jobs.submissions():

@@ -342,3 +342,21 @@ def test_jobs_of_the_cluster_and_the_files_agree(here: Path, slurm: FakeSlurm) -
     slurm.set("10_1", state="RUNNING", nodes="node1")
     jobs = Jobs([trial.run for trial in trials])
     assert [jobs.state(trial.run, trial.state())[0] for trial in trials] == ["done", "running", *["queued"] * 7]
+
+
+def test_how_a_job_ended_is_waited_for(here: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """squeue has forgotten the jobs; accounting learns only later that scancel ended one."""
+    go()
+    name = next(iter(slurm.jobs().values()))["name"]
+    rows = [[f"10_{task}", name, "CANCELLED by 0", "node1"] for task in range(1, 9)]
+    slurm.configure(attempts=[["10_0", name, "RUNNING", "node1"], *rows])
+    slurm.forget()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        slurm.configure(attempts=[["10_0", name, "CANCELLED by 0", "node1"], *rows])
+
+    monkeypatch.setattr(verb, "time", SimpleNamespace(sleep=sleep, time=time.time))
+    done = go()
+    assert len(waits) == 1 and done.num_runs == 0 and set(done.states.values()) == {"cancelled"}
