@@ -1,7 +1,7 @@
 """Errors for the person at the terminal, and the exit codes they lead to.
 
 Everything a user can get wrong raises a `GantoolError`: the message says what was found, what was expected and
-where; the hint says what to do. `cli.py` prints it without a traceback and leaves with `exit_code`.
+where; the hint says what to do. `cli/` prints it without a traceback and leaves with `exit_code`.
 """
 
 from __future__ import annotations

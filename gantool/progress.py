@@ -1,4 +1,4 @@
-"""How the verbs tell what they are doing, without knowing the terminal (which only `cli.py` and `terminal.py` do)."""
+"""How the verbs tell what they are doing, without knowing the terminal (which only `cli/` and `terminal.py` do)."""
 
 from __future__ import annotations
 

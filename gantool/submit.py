@@ -2,7 +2,7 @@
 
 Submitting is reconciling: under a lock the states of all runs are read from their files and from one squeue, and what
 is neither done nor alive is handed to sbatch in a few job arrays. So the same command resumes, retries and extends, and
-never runs a run twice. No torch.
+never runs a run twice. Torch is loaded for pretrained extractors alone, whose weights are looked at first.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 import gantool
 from gantool import cluster, files
 from gantool.cluster import Batch, Limits, Refused, SlurmSilent
+from gantool.config.evaluation import EvalConfig
 from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.launch import program
 from gantool.manifest import SweepPlan, Trial, load_trials, write_manifest
-from gantool.progress import Progress
+from gantool.progress import Progress, Silent
 from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
 
@@ -102,11 +103,19 @@ def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
         hint = "set slurm.time to that or less: a run that needs longer saves, and goes on in the next job"
         raise UsageError(f"{plan.file}: {text}", hint)
     for settings in {trial.config.eval for trial in plan.trials if trial.config.eval and not site.container}:
-        if settings.extractor == "inception":  # an image may have them inside
-            from gantool.metrics.inception_weights import find_weights  # loads torch: not for other extractors
-
-            find_weights(Path(settings.weights) if settings.weights else None)
+        if settings.extractor != "classifier":  # that one is trained when it is first needed
+            _check_weights(settings)
     return limits
+
+
+def _check_weights(settings: EvalConfig) -> None:
+    """Open the extractor as a job will: what is missing is said before hours of training."""
+    import torch
+
+    from gantool.metrics.extractors import Setting, open_extractor
+
+    weights = Path(settings.weights) if settings.weights else None
+    open_extractor(settings.extractor, Setting(None, Path(), torch.device("cpu"), 3, weights, False, Silent()))
 
 
 def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:

@@ -22,6 +22,9 @@ runtime: {device: cpu, threads: 1, log_every: 5, sample_every: 1000, snapshot_ev
           grid: 2x2}
 """
 
+HERE = Path(__file__).parent
+WITH_A_CLUSTER = {HERE / "slurm", HERE / "container" / "test_slurm.py"}
+
 Gantool = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -33,8 +36,8 @@ def path_without_slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def no_real_cluster(request: pytest.FixtureRequest, path_without_slurm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test submits to the cluster of the machine it happens to run on, but those in tests/slurm, which bring one."""
-    if request.node.path.parent.name != "slurm":
+    """No test submits to the cluster of the machine it happens to run on, but those that bring their own."""
+    if not WITH_A_CLUSTER & {request.node.path, request.node.path.parent}:
         monkeypatch.setenv("PATH", path_without_slurm)
         for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "GANTOOL_"))]:
             monkeypatch.delenv(name)

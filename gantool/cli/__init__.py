@@ -1,0 +1,33 @@
+"""The command line: parse, call one verb, print its result to stdout, map errors to exit codes.
+
+These files and `tables.py` are the only ones that print. Nothing here loads torch before a verb that needs it is really
+going to run, so `--help`, `status`, `sweep --dry-run` and config errors answer at once on a login node.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from gantool import container
+from gantool.cli import run_verbs, sweep_verbs, tool_verbs
+from gantool.cli.program import app
+
+VERBS = (run_verbs, sweep_verbs, tool_verbs)
+"""In the order of `--help`."""
+
+
+def main() -> None:
+    """Entry point of the `gantool` program."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as under some daemons
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an old locale must not cost a table
+    container.set_defaults()
+    if "GANTOOL_LAUNCHER" in os.environ:
+        from gantool.launch import follow
+
+        follow(int(os.environ["GANTOOL_LAUNCHER"]))
+    app()

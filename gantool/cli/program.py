@@ -1,0 +1,161 @@
+"""What all verbs share: the program and its options, errors as one message and an exit code, checks of options."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import gantool
+from gantool import container
+from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gantool.terminal import TerminalProgress
+
+app = typer.Typer(
+    name="gantool",
+    help="Train, sample, score and sweep GANs, on a laptop or a cluster.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False}
+
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the config; repeatable.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: the config's.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(gantool.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or GANTOOL_DEBUG=1).")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no words on stderr, errors apart.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    options["debug"] |= debug
+    options["quiet"] = quiet
+
+
+def register(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a command that returns its exit code (None: 0) and turns errors into one message on stderr."""
+
+    def registered(function: Callable[..., int | None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            code = _run_guarded(lambda: function(*args, **kwargs))
+            if os.environ.get("WORLD_SIZE", "1") != "1" and "torch" in sys.modules:
+                # A rank of several: the threads of a process group that was not left in order (an error, a signal)
+                # would abort the interpreter on its way out and replace the exit code.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            raise typer.Exit(code)
+
+        app.command(name)(guarded)
+        return guarded
+
+    return registered
+
+
+def _run_guarded(call: Callable[[], int | None]) -> int:
+    try:
+        # SIGTERM unwinds like Ctrl-C, so that temporary files are removed.
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as job.sh has it until a run can save
+                signal.signal(number, signal.default_int_handler)
+        code = call() or EXIT_DONE
+        sys.stdout.flush()
+        return code
+    except GantoolError as error:
+        _show_traceback()
+        complain("error", error.message, error.hint)
+        return error.exit_code
+    except InterruptedRun as stop:
+        if os.environ.get("RANK", "0") == "0":
+            complain("interrupted", stop.message, stop.hint)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            complain("interrupted", "stopped by a signal", "run the same command again to go on")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `gantool status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        _show_traceback()
+        hint = "this is a defect of gantool: run with --debug to see where"
+        complain("error", f"{type(error).__name__}: {error}", hint)
+        return EXIT_FAILED
+
+
+def _show_traceback() -> None:
+    if options["debug"]:
+        traceback.print_exc()
+
+
+def complain(kind: str, message: str, hint: str | None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    style = "bold red" if kind == "error" else "bold yellow"
+    console.print(Text.assemble((f"{kind}: ", style), message))
+    for line in (hint or "").splitlines():
+        console.print(Text.assemble(("  hint: ", "bold"), line))
+
+
+def terminal_progress() -> TerminalProgress:
+    from gantool.terminal import TerminalProgress
+
+    return TerminalProgress(quiet=options["quiet"])
+
+
+def warn_of_loss(progress: TerminalProgress, *paths: Path) -> None:
+    for text in filter(None, dict.fromkeys(map(container.loss, paths))):
+        progress.say(f"warning: {text}")
+
+
+def find_device(wanted: str, progress: TerminalProgress) -> torch.device:
+    """The device for a verb that samples or scores."""
+    from gantool.runtime import choose_device, device_caution
+
+    device = choose_device(wanted)
+    if caution := device_caution(device, wanted):
+        progress.say(f"warning: {caution}")
+    return device
+
+
+def check_device(device: str | None) -> None:
+    if device is not None:
+        choose("--device", device, ("auto", "cpu", "cuda", "mps"))
+
+
+def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}")
+    return value

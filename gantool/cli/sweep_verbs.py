@@ -1,0 +1,237 @@
+"""sweep, status, cancel, report."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gantool.cli.program import Assignments, choose, complain, options, register, terminal_progress, warn_of_loss
+from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
+
+
+@register("sweep")
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A sweep config.")],
+    assignments: Assignments = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: the sweep's.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would run, and the batch script."),
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Start failed and diverged runs again too.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="Here, also where there is Slurm.")] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="Settings of the cluster; default: $GANTOOL_SITE, site.yaml, ~/.config/gantool/site.yaml."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+) -> int | None:
+    """Run what is missing of a grid of runs, as Slurm jobs where there is Slurm, else here; print the table at the end.
+    The same command continues, retries and extends."""
+    from gantool import cluster, results
+    from gantool import sweep as verb
+    from gantool.data.pack import ensure_packed
+    from gantool.status import plan_states
+
+    choose("--format", form, ("table", "json", "csv", "markdown"))
+    if cluster.available() and not local:
+        if slots is not None:
+            raise UsageError("--slots is for runs on this machine, but here is Slurm", "add --local, or leave it out")
+        return _submit(config, assignments or [], site, dry_run, retry_failed, form)
+    plan = verb.plan(config, assignments or [])
+    if not local and (silence := verb.silence(plan)):
+        hint = "go to a login node of the cluster; or add --local, which runs here what is not done"
+        raise UsageError(f"sweep {plan.name}: {silence}", hint)
+    if dry_run:
+        _print_states(plan_states(plan), form)
+        return None
+    with terminal_progress() as progress:
+        warn_of_loss(progress, *(Path(trial.config.runtime.runs_dir) for trial in plan.trials))
+        missing = [trial.config for trial in verb.missing(plan, retry_failed)]
+        for data, folder in dict.fromkeys((item.data, item.runtime.data_dir) for item in missing):
+            ensure_packed(data, Path(folder), progress)
+        if any(item.eval for item in missing):
+            _prepare_scores(config, assignments or [])
+        outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed)
+        for path in outcome.files:
+            progress.say(f"written: {path}")
+        progress.say(
+            f"grids, curves and snapshots: <run>/samples, <run>/curves.png, <run>/snapshots in {_runs_dirs(plan)}"
+        )
+        if outcome.exit_code == EXIT_INTERRUPTED:
+            progress.say("some runs go on elsewhere: run the same command again when they are done")
+    _print_results(plan, outcome.rows, form, results)
+    return outcome.exit_code
+
+
+def _submit(
+    config: Path, assignments: list[str], site_file: Path | None, dry_run: bool, retry_failed: bool, form: str
+) -> int | None:
+    """`gantool sweep` where there is Slurm."""
+    from gantool import results
+    from gantool import sweep as verb
+    from gantool.config.site import load_site
+    from gantool.data.pack import ensure_packed
+    from gantool.status import plan_states
+    from gantool.submit import preview, submit
+
+    site, _ = load_site(site_file)
+    plan = verb.plan(config, assignments, on_slurm=True)
+    if dry_run:
+        script, said = preview(plan, site, retry_failed)
+        _print_states(plan_states(plan), form)
+        if script and form == "table":
+            print(f"\n{script}\nsbatch --test-only: {said}")
+        return None
+    with terminal_progress() as progress:
+        for note in plan.notes:
+            progress.say(note)
+        left = [trial.config for trial in plan.trials if trial.run.result() is None]
+        for data, folder in dict.fromkeys((one.data, one.runtime.data_dir) for one in left):
+            ensure_packed(data, Path(folder), progress)
+        done = submit(plan, site, progress, retry_failed)
+        for note in done.notes:
+            progress.say(note)
+        counts = {state: list(done.states.values()).count(state) for state in dict.fromkeys(done.states.values())}
+        before = ", ".join(f"{number} {state}" for state, number in counts.items())
+        what = f"{done.num_runs} submitted" if done.num_runs else "nothing to submit"
+        progress.say(f"sweep {plan.name}: {len(plan.trials)} runs ({before} before): {what}")
+        if done.report:
+            progress.say(f"job {done.report} writes the results to {plan.folder} when they have ended")
+            progress.say(f"look with: gantool status {plan.folder}; end with: gantool cancel {plan.folder}")
+        if not done.num_runs and ("failed" in counts or "diverged" in counts):
+            progress.say("to try failed runs again: --retry-failed")
+        if not done.num_runs and "cancelled" in counts:
+            progress.say(f"to let cancelled runs go on: gantool cancel {plan.folder} --undo")
+    for array in done.arrays:
+        print(array)
+    if done.num_runs or set(counts) & {"running", "queued", "held", "requeued"}:
+        return None
+    rows, _ = verb.gather(plan)
+    _print_results(plan, rows, form, results)
+    return EXIT_FAILED if {"failed", "diverged"} & set(counts) else None
+
+
+def _prepare_scores(path: Path, assignments: list[str]) -> None:
+    """`gantool prepare` in a process of its own: what is missing for the scores is known before the first run starts,
+    and made once instead of by several runs at the same time. A sweep itself never loads torch."""
+    from gantool.launch import program
+
+    words = [word for assignment in assignments for word in ("--set", assignment)]
+    quiet = ["--quiet"] if options["quiet"] else []
+    command = [*program(), *quiet, "prepare", str(path), *words]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if code in (EXIT_INTERRUPTED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        raise GantoolError("the scores of the runs cannot be prepared (see above)", "mend that; nothing was started")
+
+
+def _runs_dirs(plan: Any) -> str:
+    return ", ".join(dict.fromkeys(str(trial.run.path.parent) for trial in plan.trials))
+
+
+def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
+    from gantool.terminal import print_table
+
+    if form == "json":
+        print(results.sweep_json(plan, rows), end="")
+    elif form == "csv":
+        print(results.to_csv(results.flat(rows)), end="")
+    elif form == "markdown":
+        print(results.sweep_markdown(plan, rows), end="")
+    else:
+        headers, cells = results.table(results.grouped(rows, plan.report), plan.report)
+        if any(row.values for row in rows):
+            print_table(headers, cells, results.caption(plan, rows))
+        else:
+            print("no scores yet", results.caption(plan, rows).partition("\n")[2], sep="\n")
+
+
+Folder = Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")]
+
+
+@register("status")
+def status(
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 30 seconds, until Ctrl-C.")] = False,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+) -> int | None:
+    """What every run is doing: from its files, and from Slurm where it was submitted."""
+    choose("--format", form, ("table", "json", "csv", "markdown"))
+    if watch and form != "table":
+        raise UsageError("--watch goes with --format table", "leave one of them out")
+    with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():
+        _show_states(folder, watch, form)
+    return None
+
+
+def _show_states(folder: Path, watch: bool, form: str) -> None:
+    from gantool.status import trial_states
+    from gantool.terminal import clear_screen
+
+    while True:
+        states, silence = trial_states(folder)
+        if watch:
+            clear_screen()
+        _print_states(states, form)
+        if silence:
+            complain("warning", f"{silence}: the states are those of the files alone", None)
+        if not watch:
+            return
+        time.sleep(30)
+
+
+@register("cancel")
+def cancel(
+    folder: Folder,
+    which: Annotated[
+        list[str] | None, typer.Argument(help="Only these: AXIS=LABEL, seed=N, state=STATE (all must fit), or a run.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Let cancelled runs go on at the next gantool sweep.")] = False,
+) -> int | None:
+    """End runs for good, on the cluster or here: what they have is saved, and no job starts them again."""
+    from gantool.cancel import cancel as run
+
+    done = run(folder, which or [], undo)
+    for trial in done.runs:
+        print(trial.run.path)
+    with terminal_progress() as progress:
+        jobs = f", {len(done.jobs)} jobs ended" if done.jobs else ""
+        left = f"; {done.left} are done and stay so" if done.left else ""
+        progress.say(f"{len(done.runs)} runs {'may go on' if undo else 'cancelled'}{jobs}{left}")
+    return None
+
+
+@register("report")
+def report(
+    folder: Folder,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+) -> int | None:
+    """Gather the scores there are, also while a sweep goes on: write results.csv, .json, .md, and print the table."""
+    from gantool import results
+    from gantool import sweep as verb
+    from gantool.manifest import load_trials
+
+    choose("--format", form, ("table", "json", "csv", "markdown"))
+    plan = verb.told_apart(load_trials(folder))
+    rows, _ = verb.gather(plan)
+    _print_results(plan, rows, form, results)
+    return None
+
+
+def _print_states(statuses: Any, form: str) -> None:
+    """One line for each run, and how many are in each state."""
+    from gantool.status import counts, status_rows
+    from gantool.tables import print_rows
+
+    summary = f"{len(statuses)} runs: " + ", ".join(f"{n} {state}" for state, n in counts(statuses).items())
+    print_rows(status_rows(statuses), form, status_rows(statuses), summary)
