@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parents[2] / "slurm"
 
 
 @pytest.fixture(autouse=True)
-def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def commands(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the templates leave to the person: where job.sh and gantool are."""
     monkeypatch.setenv("GANTOOL_JOB", str(TEMPLATES / "job.sh"))
     monkeypatch.setenv("GANTOOL", f"{sys.executable} -m gantool")
