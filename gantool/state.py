@@ -77,6 +77,11 @@ class State:
         weights = [*self.ema.parameters(), *self.generator.parameters(), *self.discriminator.parameters()]
         return bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all())
 
+    def checksum(self) -> int:
+        """The sum of the bits of all weights as integers: other weights have, all but certainly, another one."""
+        weights = [*self.ema.parameters(), *self.generator.parameters(), *self.discriminator.parameters()]
+        return int(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights]).sum())
+
     def tensors(self) -> dict[str, Tensor]:
         """The whole state as named tensors: networks, optimizers, pending numbers."""
         named = {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).state_dict().items()}

@@ -321,12 +321,24 @@ class Trainer:
             self.runtime.average([pending])
             self.state.pending = list(pending)
             self._check_finite(dict(zip(SCALARS, pending.mean(0).tolist(), strict=True)))
+        self._check_ranks_agree()
         self.runtime.on_main(self._write_checkpoint)
         self._saved_step = self.state.step
         # Several ranks ask each other for a reason to leave only every _ASK_EVERY steps.
         step_seconds = self.config.batch * self.config.n_dis / self.rate if self.rate else 0.0
         waiting = _ASK_EVERY * step_seconds if self.runtime.num_ranks > 1 else step_seconds
         self.interrupts.margin_seconds = max(10.0, 2 * (time.monotonic() - began)) + waiting
+
+    def _check_ranks_agree(self) -> None:
+        if self.runtime.num_ranks == 1:
+            return
+        own, highest = self.state.checksum(), self.runtime.highest
+        if highest(own) != -highest(-own):
+            text = f"{self.run.path}: the processes have different weights at step {self.state.step}"
+            hint = (
+                "use GPUs of one kind; a network or loss of your own must not depend on the process or draw at random"
+            )
+            raise GantoolError(text, f"{hint}. The last checkpoint is from before")
 
     def _write_checkpoint(self) -> None:
         folder = self.run.folder("checkpoints")

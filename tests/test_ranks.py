@@ -69,6 +69,30 @@ def test_ranks_agree_on_a_step_when_one_gets_the_signal(gantool: Gantool, tiny: 
     assert status["state"] == "stopped" and facts["step"] == status["step"]
 
 
+OF_ITS_OWN = """\
+import os
+import torch
+from torch import nn
+
+
+class Generator(nn.Sequential):
+    def __init__(self, size, channels, num_classes, latent_dim):
+        last = nn.Linear(latent_dim, channels * size * size)
+        torch.nn.init.constant_(last.bias, float(os.environ.get("RANK", "0")) / 1000)
+        super().__init__(last, nn.Tanh(), nn.Unflatten(1, (channels, size, size)))
+"""
+
+
+def test_ranks_whose_weights_differ_are_told(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OF_ITS_OWN)
+    words = sets((f"generator={{kind: custom, file: {tmp_path / 'own.py'}, latent_dim: 8}}",))
+    done = gantool("train", tiny, *words, "--nproc", "2")
+    assert done.returncode == 1
+    assert "the processes have different weights at step 10" in done.stderr  # the first checkpoint
+    run = next(iter_run(tmp_path / "runs"))
+    assert not list((run / "checkpoints").glob("*"))
+
+
 def iter_run(folder: Path):  # type: ignore[no-untyped-def]
     while True:
         found = [path for path in folder.glob("*") if path.is_dir()]
