@@ -32,7 +32,7 @@ def find(wanted: Wanted, given: Path | None) -> Path:
     the container image's folder or the cache of torch.hub, where other tools put it; UsageError when there is none."""
     for origin, place in (("--weights", given), ("$GANTOOL_WEIGHTS", os.environ.get("GANTOOL_WEIGHTS"))):
         if place:
-            found = _in_place(_expanded(Path(place)), wanted.names)
+            found = _in_place(expanded(Path(place)), wanted.names)
             if found is None:
                 expected = f"expected the weights file, or a folder with {' or '.join(wanted.names)}"
                 raise UsageError(f"{origin}: no {wanted.what} at {place}; {expected}", wanted.hint)
@@ -50,10 +50,11 @@ def find(wanted: Wanted, given: Path | None) -> Path:
 def hub_folder() -> Path:
     """Where torch.hub keeps the files it has downloaded."""
     cache = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return _expanded(Path(cache, "hub", "checkpoints"))
+    return expanded(Path(cache, "hub", "checkpoints"))
 
 
-def _expanded(path: Path) -> Path:
+def expanded(path: Path) -> Path:
+    """`path` with a leading ~ replaced by the home; as it is where there is none."""
     try:
         return path.expanduser()
     except RuntimeError:  # no such user, or none that has a home
