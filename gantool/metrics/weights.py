@@ -40,7 +40,7 @@ def find(wanted: Wanted, given: Path | None) -> Path:
     folders = (IMAGE_FOLDER, hub_folder())
     candidates = [*(_in_place(folder, wanted.names) for folder in folders), *wanted.elsewhere]
     for file in candidates:
-        if file is not None and file.is_file():
+        if file is not None and _is_file(file):
             return file
     looked = f"looked for {' or '.join(wanted.names)} in {' and in '.join(map(str, folders))}"
     looked += "".join(f", and for {file}" for file in wanted.elsewhere)
@@ -62,9 +62,12 @@ def expanded(path: Path) -> Path:
 
 
 def _in_place(place: Path, names: tuple[str, ...]) -> Path | None:
-    if place.is_file():
-        return place
-    return next((place / name for name in names if (place / name).is_file()), None)
+    return next((path for path in (place, *(place / name for name in names)) if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, which fails below a folder that may not be looked into, like the home of somebody else."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def sha256(path: Path) -> str:
