@@ -47,6 +47,12 @@ def find(wanted: Wanted, given: Path | None) -> Path:
     raise UsageError(f"no {wanted.what}: $GANTOOL_WEIGHTS is not set; {looked}", wanted.hint)
 
 
+def places() -> list[Path]:
+    """The folders, or the file, where weights are looked for that no option names."""
+    told = os.environ.get("GANTOOL_WEIGHTS")
+    return [expanded(Path(told))] if told else [IMAGE_FOLDER, hub_folder()]
+
+
 def hub_folder() -> Path:
     """Where torch.hub keeps the files it has downloaded."""
     cache = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
