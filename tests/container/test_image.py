@@ -55,6 +55,11 @@ def test_labels_and_help_say_what_it_is(image: Image) -> None:
     assert "--nv" in image.person.run("apptainer", "run-help", image.path).stdout
 
 
+def test_the_list_of_what_is_in_it_has_gantool_too(image: Image) -> None:
+    lines = image.execute("cat", "/opt/gantool/installed.txt").stdout.splitlines()
+    assert f"gantool=={__version__}" in lines and any(line.startswith("torch==") for line in lines)
+
+
 def test_it_is_a_program(image: Image) -> None:
     assert image.person.run(image.path, "--version").stdout.strip() == __version__
 

@@ -59,3 +59,19 @@ def test_a_sweep_through_the_image_is_preempted_and_resumed(desk: Desk, image: I
     again = desk.slurm(*inside, "train", "--init", f"{preempted.path}/config.yaml", *changed).strip()
     desk.slurm(*inside, "train", again)
     assert_same_weights(Path(again), preempted.path)
+
+
+def test_a_template_through_the_image(desk: Desk, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = Path(__file__).parents[2] / "slurm"
+    monkeypatch.setenv("GANTOOL_JOB", str(templates / "job.sh"))
+    monkeypatch.setenv("GANTOOL_CONTAINER", f"apptainer exec --bind {desk.folder} {image.path}")
+    for name, value in DROPPED.items():
+        monkeypatch.setenv(name, value)
+    desk.write()
+    desk.pace(FAST)
+    files.write_json(desk.folder / "one.yaml", files.read_json(desk.folder / "sweep.yaml")["base"])
+    options = (f"--chdir={desk.folder}", "--nodelist=node1", "--cpus-per-task=1", "--mem=800M", "--time=10")
+    desk.slurm("sbatch", *options, str(templates / "one_gpu.sbatch"), "one.yaml")
+    desk.wait("the end of the run", lambda: list(desk.folder.glob("**/result.json")))
+    (result,) = desk.folder.glob("**/result.json")
+    assert files.read_json(result.parent / "run.json")["image"]["file"] == str(image.path)
