@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -402,6 +403,25 @@ def test_from_the_command_line(here: Path, slurm: FakeSlurm, data_dir: Path) -> 
     assert status.returncode == 0 and "9 planned" in status.stdout and "Unable to contact" in status.stderr
     failed = gantool("sweep", "grid.yaml")
     assert failed.returncode == 1 and failed.stderr.count("error:") == 2 and "Traceback" not in failed.stderr
+
+
+def test_with_an_image_a_login_node_needs_only_what_the_docs_install(
+    here: Path, slurm: FakeSlurm, data_dir: Path
+) -> None:
+    repository = Path(__file__).parents[1]
+    (named,) = re.findall(r"pip install (numpy .*)", (repository / "slurm/README.md").read_text())
+    needed = (repository / "pyproject.toml").read_text().split("\ndependencies = [")[1].split("]")[0]
+    absent = sorted(set(re.findall(r'"([a-z]+)>=', needed)) - set(named.split()))
+    assert {"torch", "accelerate", "scipy"} <= set(absent)
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); from gantool.cli import main; main()"
+    text = GRID.replace("batch: 32", f"batch: 32, data: {{name: shapes, size: 8}}, runtime: {{data_dir: {data_dir}}}")
+    Path("grid.yaml").write_text(text)
+    Path("a.sif").touch()
+    Path("site.yaml").write_text("container: a.sif")
+    for words in ("sweep grid.yaml --dry-run", "sweep grid.yaml", "status sweeps/grid", "report sweeps/grid",
+                  "doctor", "cancel sweeps/grid"):  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_jobs_of_the_cluster_and_the_files_agree(here: Path, slurm: FakeSlurm) -> None:
