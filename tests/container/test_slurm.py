@@ -4,6 +4,7 @@ that the image trained undisturbed."""
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def desk(image: Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in front of a cluster of two nodes, whose site.yaml names the image."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = image.person.scratch / "desk"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="desk-", dir=image.person.scratch))
+    folder.chmod(0o755)
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "GANTOOL_"))]:
         monkeypatch.delenv(name)
     cluster = Cluster(folder / "cluster", num_nodes=2, accounting=False, port=free_port(5))
