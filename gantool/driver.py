@@ -7,12 +7,14 @@ https://docs.nvidia.com/deploy/cuda-compatibility. torch itself only warns, and 
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from gantool import container
 
-DEVICE = Path("/dev/nvidiactl")  # also there in a container that was started without --nv
+# Also there in a container that was started without its GPUs; the second of them if it has its own /dev, too.
+SIGNS = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"))
 
 
 class Obstacle(NamedTuple):
@@ -41,14 +43,14 @@ def obstacle(built_for: str | None) -> Obstacle | None:
     None when nothing does, and where there is no driver at all.
     """
     cuda = cuda_of_driver()
-    if cuda is None and not DEVICE.exists():
+    if cuda is None and not any(sign.exists() for sign in SIGNS):
         return None
     if built_for is None:
         hint = "install torch for CUDA, or take an image that was built with a lock for CUDA"
         return Obstacle("an NVIDIA driver is here, but this torch was built for the CPU", hint, False)
     if cuda is None:
-        if container.inside():
-            return Obstacle("an NVIDIA driver is here, but not in the container", "run it with --nv", False)
+        if engine := container.engine():
+            return Obstacle("an NVIDIA driver is here, but not in the container", engine.gpus, False)
         hint = "install the libraries of the driver"
         return Obstacle("an NVIDIA driver is here, but not its library libcuda.so.1", hint, False)
     if cuda[0] < int(built_for.split(".")[0]):
@@ -56,3 +58,17 @@ def obstacle(built_for: str | None) -> Obstacle | None:
         hint = f"take a torch (or an image) for CUDA {cuda[0]}, or a newer driver"
         return Obstacle(text, hint, True)
     return None
+
+
+def no_gpu() -> Obstacle | None:
+    """Why a torch that fits the driver may find no GPU all the same; None without a driver."""
+    if cuda_of_driver() is None:
+        return None
+    visible, in_job = os.environ.get("CUDA_VISIBLE_DEVICES"), "SLURM_JOB_ID" in os.environ
+    if visible is not None and (visible.strip() in ("", "-1") or not in_job):  # else Slurm has set it
+        hint = f"CUDA_VISIBLE_DEVICES is '{visible}': unset it, or name GPUs that nvidia-smi --list-gpus shows"
+    elif in_job:
+        hint = "ask Slurm for GPUs (--gpus-per-node=1); if the job has some, look at what nvidia-smi says"
+    else:
+        hint = "look at what nvidia-smi says; without an error there, /dev/nvidia-uvm may be missing"
+    return Obstacle("an NVIDIA driver is here, but no GPU that this process can use", hint, False)

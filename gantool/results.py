@@ -43,6 +43,9 @@ class Row:
     """Why it failed, or what it waits for."""
     output: tuple[str, ...] = ()
     """The last lines it wrote, when it failed."""
+    trained_by: dict[str, str] = field(default_factory=dict)
+    """Versions of gantool and torch, and the digest of the image (none: no image), as far as they are known."""
+    scored_by: dict[str, str] = field(default_factory=dict)
 
     @property
     def protocol_digest(self) -> str:
@@ -120,13 +123,38 @@ def _rows_of(trial: Trial, jobs: Jobs) -> list[Row]:
         said = "" if words else str(look.status.get("message", ""))
         bare = replace(bare, cause=words or said, output=last_output(trial.run))
     rows = []
+    facts = files.read_json(trial.run.path / "run.json") if scores else None
+    trained_by = _made_by(facts.get("versions"), facts.get("image")) if isinstance(facts, dict) else {}
     for score in scores if isinstance(scores, list) else []:
         values = _numbers(score.get("values"))
         if values:
             title, texts = str(score.get("data_title", "")), tuple(map(str, score.get("warnings") or ()))
             real, protocol = _numbers(score.get("real")), score.get("protocol")
-            rows.append(Row(bare.labels, bare.seed, bare.run, state, step, values, real, title, protocol, texts))
+            row = Row(bare.labels, bare.seed, bare.run, state, step, values, real, title, protocol, texts)
+            versions = score.get("versions")
+            image = versions.get("image") if isinstance(versions, dict) else None
+            rows.append(replace(row, trained_by=trained_by, scored_by=_made_by(versions, image)))
     return rows or [bare]
+
+
+def _made_by(versions: Any, image: Any) -> dict[str, str]:
+    """From what a run.json or a score says; `image`: a digest, or a mapping with one."""
+    if not isinstance(versions, dict):
+        return {}
+    digest = image.get("digest", "unknown") if isinstance(image, dict) else image
+    return {**{key: str(versions[key]) for key in ("gantool", "torch") if key in versions}, "image": digest or "none"}
+
+
+def _origins(rows: Sequence[Row]) -> list[str]:
+    """In words, the image that made the rows, and a warning where not all were made by the same."""
+    lines = []
+    for key, what in (("image", "images"), ("gantool", "versions of gantool"), ("torch", "versions of torch")):
+        found = dict.fromkeys(made[key] for row in rows for made in (row.trained_by, row.scored_by) if key in made)
+        if len(found) > 1:
+            lines.append(f"warning: trained and scored by several {what}: {', '.join(found)}")
+        elif key == "image" and found.keys() - {"none"}:
+            lines.append(f"image {next(iter(found))}")
+    return lines
 
 
 def _numbers(values: Any) -> dict[str, float]:
@@ -347,6 +375,7 @@ def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     for digest, group in protocols.items():
         lines += ["", f"Protocol {digest} ({group.data_title}): `{json.dumps(group.protocol)}`"]
+    lines += ["", *(f"- {line}" for line in origins)] if (origins := _origins(rows)) else []
     lines += [f"- warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
     return "\n".join(lines) + "\n"
 
@@ -369,6 +398,7 @@ def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
         f"protocol {digest} ({group.data_title}): {_protocol_text(group.protocol)}"
         for digest, group in protocols.items()
     ]
+    lines += _origins(rows)
     lines += [f"warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
     return "\n".join(lines)
 

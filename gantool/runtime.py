@@ -22,7 +22,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from gantool.config.schema import RuntimeConfig
-from gantool.driver import obstacle
+from gantool.driver import Obstacle, no_gpu, obstacle
 from gantool.errors import GantoolError, UsageError
 
 _AT_ONCE = 2**24  # numbers of an array that go through the network at a time
@@ -147,12 +147,16 @@ def choose_device(wanted: str) -> torch.device:
 
 def device_caution(device: torch.device, wanted: str) -> str | None:
     """In words, why `auto` became the CPU on a machine with NVIDIA's driver; None if it did not."""
-    found = obstacle(torch.version.cuda) if wanted == "auto" and device.type == "cpu" else None
+    found = _obstacle() if wanted == "auto" and device.type == "cpu" else None
     return f"{found.text}, so the CPU is used: {found.hint}" if found else None
 
 
+def _obstacle() -> Obstacle | None:
+    return obstacle(torch.version.cuda) or (None if torch.cuda.is_available() else no_gpu())
+
+
 def _choose_device(wanted: str) -> str:
-    found_obstacle = obstacle(torch.version.cuda) if wanted in ("auto", "cuda") else None
+    found_obstacle = _obstacle() if wanted in ("auto", "cuda") else None
     if found_obstacle and (found_obstacle.fatal or wanted == "cuda"):
         raise UsageError(found_obstacle.text, f"{found_obstacle.hint}; or use the CPU: --device cpu")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -8,9 +8,9 @@ never runs a run twice. Torch is loaded for pretrained extractors alone, whose w
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.launch import program
 from gantool.manifest import SweepPlan, Trial, load_trials, write_manifest
+from gantool.metrics import weights
 from gantool.progress import Progress, Silent, counted
 from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
@@ -63,6 +64,8 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
     limits = _checked(plan, site)
     dropped = _dropped(plan)
     write_manifest(plan)
+    if site.container:
+        _make_data_folders(plan)
     with contextlib.ExitStack() as stack:
         for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
             stack.enter_context(turn(folder, progress))
@@ -102,9 +105,15 @@ def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
         text = f"slurm.time: found {plan.slurm.time}, but the partition {limits.partition} allows {limits.max_minutes}m"
         hint = "set slurm.time to that or less: a run that needs longer saves, and goes on in the next job"
         raise UsageError(f"{plan.file}: {text}", hint)
-    for settings in {trial.config.eval for trial in plan.trials if trial.config.eval and not site.container}:
-        if settings.extractor != "classifier":  # that one is trained when it is first needed
+    for settings in {trial.config.eval for trial in plan.trials if trial.config.eval}:
+        if settings.extractor == "classifier":  # that one is trained when it is first needed
+            continue
+        if site.container:
+            _check_told_weights(settings, site)
+        else:
             _check_weights(settings)
+    if site.container:
+        _container(plan, site, site.container)  # a path that cannot be bound
     return limits
 
 
@@ -114,8 +123,8 @@ def _check_weights(settings: EvalConfig) -> None:
 
     from gantool.metrics.extractors import Setting, open_extractor
 
-    weights = Path(settings.weights) if settings.weights else None
-    open_extractor(settings.extractor, Setting(None, Path(), torch.device("cpu"), 3, weights, False, Silent()))
+    given = Path(settings.weights) if settings.weights else None
+    open_extractor(settings.extractor, Setting(None, Path(), torch.device("cpu"), 3, given, False, Silent()))
 
 
 def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
@@ -290,14 +299,65 @@ def _environment(plan: SweepPlan, site: SiteConfig) -> dict[str, str]:
 
 
 def _container(plan: SweepPlan, site: SiteConfig, image: str) -> str:
-    """The words before the command that put it into the image, with the folders of the sweep bound to their paths."""
-    program = next((name for name in ("apptainer", "singularity") if shutil.which(name)), "apptainer")
-    folders = {plan.folder.resolve(), *(trial.run.path.parent.resolve() for trial in plan.trials)}
-    folders |= {Path(trial.config.runtime.data_dir).resolve() for trial in plan.trials}
+    """The words before the command that put it into the image, with the folders of the sweep bound to their paths.
+
+    Where job.sh finds no apptainer it takes singularity, since both may come with a module only.
+    """
     parts = [part for t in plan.trials for part in (t.config.generator, t.config.discriminator, t.config.loss)]
-    folders |= {Path(file).parent for part in parts if (file := getattr(part, "file", None))}
-    weights = {trial.config.eval.weights for trial in plan.trials if trial.config.eval}
-    folders |= {Path(path).expanduser().resolve() for path in weights if path}
-    binds = [word for folder in sorted(folders) if folder.exists() for word in ("--bind", f"{folder}")]
+    read = {Path(file).parent for part in parts if (file := getattr(part, "file", None))} | _told_weights(plan, site)
+    folders = {plan.folder, *(trial.run.path.parent for trial in plan.trials), *_data_folders(plan)}
+    binds: dict[str, str] = {}
+    for path in {*folders, *(one for one in read if one.exists())}:
+        real = str(path.resolve())
+        named = os.path.abspath(path)  # noqa: PTH100 (configs keep the name of a link, which the image does not have)
+        for place in (real, named):
+            if re.search("[,:]", real + place):
+                text = f"{place}: a path with a comma or a colon cannot be bound into the container"
+                raise UsageError(text, "rename the folder, or name another one")
+            binds[place] = real
+    words = [
+        word
+        for place, real in sorted(binds.items())
+        for word in ("--bind", place if place == real else f"{real}:{place}")
+    ]
     nv = ["--nv"] if any(trial.config.runtime.device in ("auto", "cuda") for trial in plan.trials) else []
-    return shlex.join([program, "exec", *nv, *binds, *site.container_options, image])
+    return shlex.join(["apptainer", "exec", *nv, *words, *site.container_options, image])
+
+
+def _data_folders(plan: SweepPlan) -> set[Path]:
+    return {Path(trial.config.runtime.data_dir) for trial in plan.trials}
+
+
+def _make_data_folders(plan: SweepPlan) -> None:
+    """What is not there cannot be bound."""
+    for folder in _data_folders(plan):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"runtime.data_dir: {folder} cannot be made: {error.strerror}"
+            raise UsageError(text, "name another folder, and pack the data there: gantool prepare") from None
+
+
+def _told_weights(plan: SweepPlan, site: SiteConfig) -> set[Path]:
+    """Where the configs and the environment of the jobs say that weights are."""
+    environment = os.environ | site.env
+    told = {environment.get("GANTOOL_WEIGHTS"), environment.get("TORCH_HOME")}
+    told |= {trial.config.eval.weights for trial in plan.trials if trial.config.eval}
+    return {weights.expanded(Path(place)) for place in told if place}
+
+
+def _check_told_weights(settings: EvalConfig, site: SiteConfig) -> None:
+    """In a container the extractor cannot be opened from here, but a wrong path is seen."""
+    name, place = "eval.weights", settings.weights
+    if not place:
+        name, place = "$GANTOOL_WEIGHTS", (os.environ | site.env).get("GANTOOL_WEIGHTS")
+    if not place or settings.extractor == "efficientnet-lite0":
+        return
+    path = weights.expanded(Path(place))
+    options = [word.removeprefix("--bind=") for word in site.container_options]
+    bound = [bind.split(":")[1] for option in options for bind in option.split(",") if ":" in bind]
+    if not path.exists() and not any(
+        path.is_relative_to(inside) for inside in (weights.IMAGE_FOLDER, *map(Path, bound))
+    ):
+        hint = f"mend the path; in the image itself weights are looked for in {weights.IMAGE_FOLDER}"
+        raise UsageError(f"{name}: there is no file or folder {place}, which the jobs are to read weights from", hint)

@@ -149,7 +149,7 @@ after() {
 
 # The part of each task.
 task() {
-  local packed=$1 run rank=$SLURM_PROCID name output=output.txt
+  local packed=$1 run rank=$SLURM_PROCID name binds output=output.txt
   local -a runs=("${@:2}") command=()
   trap '' USR2 # one that comes before Python can handle it must not kill it
   run=${runs[0]}
@@ -169,7 +169,9 @@ task() {
     [ -n "${!name:-}" ] || export "$name=$scratch/$name"
   done
   [ -z "${GANTOOL_STAGE:-}" ] || export GANTOOL_STAGE_DIR=$scratch/data
-  export APPTAINER_BIND=$scratch${APPTAINER_BIND:+,$APPTAINER_BIND} SINGULARITY_BIND=$scratch${SINGULARITY_BIND:+,$SINGULARITY_BIND}
+  binds=${APPTAINER_BIND:-${SINGULARITY_BIND:-}} # of the site; Apptainer reads the second only where there is no first
+  export APPTAINER_BIND=$scratch${binds:+,$binds}
+  export SINGULARITY_BIND=$APPTAINER_BIND
   exec >>"$run/$output" 2>&1
   echo "# started $(date '+%F %T') on $(hostname): job $id, restart ${SLURM_RESTART_COUNT:-0}"
   # Ignored signals stay ignored over exec, but the start of a container would undo it: once more, inside.
@@ -181,6 +183,10 @@ id=${SLURM_JOB_ID:?job.sh is started by sbatch}
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # SLURM_JOB_ID may mean all of an array
 scratch=${GANTOOL_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/gantool-$(id -u)-$SLURM_JOB_ID
 self=$(realpath "${BASH_SOURCE[0]}")
+# Who submits may not know which of the two there is: both may come with a module.
+if [[ ${GANTOOL_CONTAINER:-} == "apptainer "* ]] && ! command -v apptainer >/dev/null && command -v singularity >/dev/null; then
+  GANTOOL_CONTAINER=singularity${GANTOOL_CONTAINER#apptainer}
+fi
 words=()
 for word in "$@"; do
   [ "$word" != -- ] || break

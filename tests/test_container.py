@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import torch
 from conftest import Gantool
 
 from gantool import container, driver, runtime
+from gantool.config.site import SiteConfig, load_site
 from gantool.errors import UsageError
+from gantool.metrics.inception_weights import find_weights
 
 MOUNTS = """\
 206 177 0:41 / / rw,nodev - overlay overlay ro
@@ -37,7 +41,7 @@ def test_the_image_is_known_by_its_file_and_by_what_the_build_wrote(
     assert container.image() == {"file": "/images/gantool.sif"}
     (tmp_path / "image.json").write_text(json.dumps({"digest": "sha256:12", "revision": "abc"}))
     assert container.image() == {"digest": "sha256:12", "revision": "abc", "file": "/images/gantool.sif"}
-    monkeypatch.setattr(container, "inside", lambda: False)
+    monkeypatch.setattr(container, "engine", lambda: None)
     assert container.image() is None
 
 
@@ -48,6 +52,17 @@ def test_a_run_and_its_score_name_the_image(gantool: Gantool, tiny: Path) -> Non
     assert json.loads((run / "run.json").read_text())["image"] == {"file": "/images/gantool.sif"}
     (score,) = (run / "scores").glob("*.json")
     assert json.loads(score.read_text())["versions"]["image"] == "unknown"
+
+
+def test_an_image_of_gantool_is_known_in_any_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(container, "_MARKS", {str(tmp_path / "mark"): container.PODMAN})
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert container.engine() is None and not container.inside()
+    written = {"digest": "sha256:12", "revision": "abc"}
+    (tmp_path / "image.json").write_text(json.dumps(written))
+    assert container.engine() is container.OTHER and container.image() == written
+    (tmp_path / "mark").write_text("")
+    assert container.engine() is container.PODMAN
 
 
 @pytest.mark.parametrize(
@@ -70,13 +85,19 @@ def test_what_a_container_would_lose(
     monkeypatch.setattr(container, "writable", lambda path: True)
     found = container.loss(Path(path))
     assert (found is None) == (words is None) and (words or "") in (found or "")
-    monkeypatch.setattr(container, "inside", lambda: False)
+    if path == "/opt/runs":
+        assert "unless that is a persistent overlay" in (found or "") and "--bind" in (found or "")
+        monkeypatch.setattr(container, "engine", lambda: container.DOCKER)
+        found = container.loss(Path(path))
+        assert "overlay" not in (found or "") and "--volume" in (found or "")
+    monkeypatch.setattr(container, "engine", lambda: None)
     assert container.loss(Path(path)) is None
 
 
 def test_defaults_give_way_to_the_user_and_are_for_homes_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "environ", {"CUDA_CACHE_PATH": "/mine", "TMPDIR": str(tmp_path)})
     monkeypatch.setattr(container, "cache_folder_works", lambda: True)
     container.set_defaults()
@@ -85,6 +106,67 @@ def test_defaults_give_way_to_the_user_and_are_for_homes_that_cannot_be_written(
     container.set_defaults()
     assert os.environ["CUDA_CACHE_PATH"] == "/mine"
     assert os.environ["MPLCONFIGDIR"].endswith(f"gantool-{os.getuid()}/matplotlib")
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user without an entry in passwd and without HOME, in a folder of their own."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", *container.CACHES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def placed(monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Where `set_defaults` puts the first of the caches."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        container.set_defaults()
+        return os.environ.get("MPLCONFIGDIR")
+
+
+def test_the_caches_of_a_user_without_a_home_are_placed(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not container.cache_folder_works() and load_site() == (SiteConfig(), None)
+    ours = homeless / f"gantool-{os.getuid()}"
+    assert placed(monkeypatch) == str(ours / "matplotlib") and ours.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_for_caches_that_others_can_write_to_is_not_taken(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = homeless / f"gantool-{os.getuid()}"
+    ours.mkdir()
+    ours.chmod(0o777)
+    assert placed(monkeypatch) is None
+    ours.rmdir()
+    ours.symlink_to(homeless)
+    assert placed(monkeypatch) is None
+    ours.unlink()
+    ours.write_text("")
+    assert placed(monkeypatch) is None
+    with monkeypatch.context() as patch:
+        ours.unlink()
+        patch.setattr(os, "getuid", lambda: 12345)  # made by another user
+        (homeless / "gantool-12345").mkdir(mode=0o700)
+        assert placed(monkeypatch) is None
+
+
+def test_without_a_folder_for_temporary_files_the_defaults_stay(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    assert placed(monkeypatch) is None and container.temporary_folder() is None
+    with pytest.raises(UsageError, match="no Inception weights"):
+        find_weights()
 
 
 def test_a_folder_can_be_written_to_where_its_nearest_parent_can(tmp_path: Path) -> None:
@@ -132,12 +214,16 @@ def test_obstacles(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(driver, "cuda_of_driver", lambda: cuda)
-    monkeypatch.setattr(driver, "DEVICE", tmp_path if device else tmp_path / "nvidiactl")
+    monkeypatch.setattr(driver, "SIGNS", (tmp_path / "nvidiactl", tmp_path if device else tmp_path / "version"))
     monkeypatch.setenv("APPTAINER_CONTAINER", "x.sif")
     found = driver.obstacle(built_for)
     assert (found.fatal if found else None) == fatal and (text or "") in (found.text if found else "")
     if text == "not in the container":
         assert found is not None and "--nv" in found.hint
+        for engine, words in ((container.DOCKER, "--gpus all"), (container.PODMAN, "--device nvidia.com/gpu=all")):
+            monkeypatch.setattr(container, "engine", lambda engine=engine: engine)
+            again = driver.obstacle(built_for)
+            assert again is not None and words in again.hint
 
 
 def test_a_driver_that_is_too_old_is_an_error_unless_the_cpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +241,7 @@ def test_a_driver_out_of_reach_is_a_warning_unless_cuda_is_asked_for(
 ) -> None:
     monkeypatch.setenv("APPTAINER_CONTAINER", "x.sif")
     monkeypatch.setattr(driver, "cuda_of_driver", lambda: None)
-    monkeypatch.setattr(driver, "DEVICE", tmp_path)
+    monkeypatch.setattr(driver, "SIGNS", (tmp_path,))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     device = runtime.choose_device("auto")
@@ -164,3 +250,33 @@ def test_a_driver_out_of_reach_is_a_warning_unless_cuda_is_asked_for(
     with pytest.raises(UsageError, match="not in the container") as error:
         runtime.choose_device("cuda")
     assert "--nv" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES is ''"),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, "CUDA_VISIBLE_DEVICES is '7'"),
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_ID": "3"}, "ask Slurm for GPUs"),
+        ({"SLURM_JOB_ID": "3"}, "ask Slurm for GPUs"),
+        ({}, "nvidia-smi says"),
+    ],
+)
+def test_a_driver_without_a_gpu_is_a_warning_too(
+    environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(driver, "cuda_of_driver", lambda: (12, 8))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = runtime.choose_device("auto")
+    caution = runtime.device_caution(device, "auto") or ""
+    assert device.type == "cpu" and "no GPU that this process can use, so the CPU is used" in caution
+    assert words in caution and ("Slurm" in caution) == ("Slurm" in words)
+    with pytest.raises(UsageError, match="no GPU that this process can use"):
+        runtime.choose_device("cuda")
+    monkeypatch.setattr(driver, "cuda_of_driver", lambda: None)
+    monkeypatch.setattr(driver, "SIGNS", ())
+    assert runtime.device_caution(device, "auto") is None

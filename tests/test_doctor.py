@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import pytest
 from conftest import Gantool
 from typer.testing import CliRunner
 
-from gantool import cli, doctor, driver
+from gantool import cli, container, doctor, driver
 from gantool.doctor import Finding
 
 OLD = driver.Obstacle("the NVIDIA driver is too old", "take another torch", True)
@@ -91,9 +93,102 @@ def test_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
     found = by_name(doctor.examine())
-    assert found["/dev/shm"].state == "warning" and "--shm-size" in found["/dev/shm"].advice
+    assert found["/dev/shm"].state == "warning" and "NCCL needs it" in found["/dev/shm"].advice
     assert found["scratch"].state == "warning" and "TMPDIR" in found["scratch"].found
     assert found["working directory"] == Finding("working directory", "ok", f"{tmp_path}, 1 GB free")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        (container.DOCKER, "docker run --shm-size"),
+        (container.PODMAN, "podman run --shm-size"),
+        (container.APPTAINER, "administrators"),
+        (container.OTHER, "administrators"),
+        (None, "administrators"),
+    ],
+)
+def test_a_small_dev_shm(engine: container.Engine | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "engine", lambda: engine)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(total=64 * 2**20, free=2**30))
+    assert words in by_name(doctor._shm())["/dev/shm"].advice
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "SLURM_TMPDIR"])
+def test_a_scratch_folder_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "gone"))
+    found = by_name(doctor.examine())["scratch"]
+    assert found.state == "warning" and f"{name} is {tmp_path}/gone" in found.found
+    for engine, words in ((None, "make it"), (container.DOCKER, f"--volume {tmp_path}")):
+        monkeypatch.setattr(container, "engine", lambda engine=engine: engine)
+        assert words in doctor._scratch().advice
+
+
+def test_without_any_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(container, "temporary_folder", lambda: None)
+    found = by_name(doctor.examine())["scratch"]
+    assert found.state == "warning" and "TMPDIR" in found.advice
+
+
+def test_a_working_directory_that_was_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    found = by_name(doctor.examine())["working directory"]
+    assert found.state == "warning" and found.found == "it has been removed"
+
+
+def test_each_cache_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in container.CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(container, "cache_folder_works", lambda: True)
+    assert doctor._caches().state == "ok"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "triton"))
+    found = doctor._caches()
+    assert found.state == "warning" and f"TRITON_CACHE_DIR is {tmp_path}/file/triton" in found.found
+    assert "set TRITON_CACHE_DIR" in found.advice
+    monkeypatch.setattr(container, "cache_folder_works", lambda: False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = doctor._caches()
+    assert found.state == "warning" and "set MPLCONFIGDIR and" in found.advice and "TRITON" not in found.advice
+
+
+def test_weights_of_torchvision_and_where_others_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GANTOOL_WEIGHTS", str(tmp_path))
+    assert by_name(doctor.examine())["torchvision weights"].found.startswith("none")
+    for name in ("resnet18-f37072fd.pth", "pt_inception-2015-12-05-6726825d.pth", "mine.pth"):
+        (tmp_path / name).write_text("")
+    found = by_name(doctor.examine())
+    assert found["torchvision weights"].found == f"resnet18-f37072fd.pth in {tmp_path}"
+    assert Path(found["EfficientNet weights"].found).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("group", "file", "limit"),
+    [
+        ("0::/slurm/job_3", "slurm/memory.max", 3 * 2**30),
+        ("0::/slurm/job_3", "slurm/job_3/memory.max", 3 * 2**30),
+        ("4:cpu:/x\n5:memory:/slurm", "memory/slurm/memory.limit_in_bytes", 3 * 2**30),
+        ("0::/elsewhere", "slurm/memory.max", None),
+    ],
+)
+def test_the_limit_of_memory(
+    group: str, file: str, limit: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(doctor, "CGROUPS", tmp_path)
+    (tmp_path / "cgroup").write_text(group + "\n")
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(f"{3 * 2**30}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor._memory_limit() == (limit or math.inf)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**22}[name])
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1024")  # MB
+    assert "1.0 of 16 GB of memory for this job" in doctor._machine().found
 
 
 def test_gpus_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def job(folder: Path, *words: str, squeue: str = "", **environment: str) -> subp
         path.chmod(0o755)
     path_of = f"{folder / 'bin'}:{os.environ['PATH']}"
     job_environment = {"PATH": path_of, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "TMPDIR": str(folder)}
-    command = ["bash", str(ROOT / "slurm/job.sh"), *words]
+    command = [shutil.which("bash") or "bash", str(ROOT / "slurm/job.sh"), *words]
     env = job_environment | environment
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
@@ -123,3 +123,46 @@ def test_what_is_requeued(tmp_path: Path, mark: str, cancelled: bool, requeued: 
     said = (tmp_path / "scontrol.txt").read_text().splitlines()
     assert ("requeue 5_0" in said) is requeued, done.stdout
     assert done.returncode == (0 if requeued or cancelled else 75)
+
+
+def task(folder: Path, *programs: str, **environment: str) -> dict[str, str]:
+    """The environment that job.sh gives to the trainer of a task, where there are these programs of containers. Each
+    does nothing but tell its name."""
+    (folder / "run").mkdir(exist_ok=True)
+    texts = {"gantool": f"env > {folder}/task.txt"} | {name: f'export BY={name}; exec "${{@:3}}"' for name in programs}
+    (folder / "programs").mkdir()
+    for name, text in texts.items():
+        (folder / "programs" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "programs" / name).chmod(0o755)
+    for name in ("bash", "sh", "env", "realpath", "id", "mkdir", "date", "hostname"):
+        (folder / "programs" / name).symlink_to(shutil.which(name) or "/nowhere")
+    path = str(folder / "programs")
+    alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "GANTOOL_SCRATCH": str(folder)}
+    done = job(folder, "--task", "", "run", **{"PATH": path, **alone, **environment})
+    assert done.returncode == 0, done.stderr + (folder / "run/output.txt").read_text()
+    lines = (folder / "task.txt").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, ""),
+        ({"APPTAINER_BIND": "/a"}, ",/a"),
+        ({"SINGULARITY_BIND": "/s"}, ",/s"),
+        ({"APPTAINER_BIND": "/a", "SINGULARITY_BIND": "/s"}, ",/a"),  # as Apptainer takes it
+    ],
+)
+def test_scratch_is_bound_beside_what_the_site_binds(before: dict[str, str], after: str, tmp_path: Path) -> None:
+    found = task(tmp_path, **before)
+    expected = f"{tmp_path}/gantool-{os.getuid()}-7{after}"
+    assert found["APPTAINER_BIND"] == found["SINGULARITY_BIND"] == expected
+
+
+def test_singularity_is_taken_where_there_is_no_apptainer(tmp_path: Path) -> None:
+    assert task(tmp_path, "singularity", GANTOOL_CONTAINER="apptainer exec x.sif")["BY"] == "singularity"
+
+
+def test_apptainer_is_taken_where_there_are_both(tmp_path: Path) -> None:
+    found = task(tmp_path, "apptainer", "singularity", GANTOOL_CONTAINER="apptainer exec x.sif")
+    assert found["BY"] == "apptainer"

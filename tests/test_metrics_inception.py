@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torchvision.models.inception import Inception3, InceptionA, InceptionC, InceptionE
 
 from gantool.errors import DataError, UsageError
-from gantool.metrics import inception_weights
 from gantool.metrics import weights as staged
 from gantool.metrics.inception import conv_names, open_inception
 from gantool.metrics.inception_weights import FILE_NAMES, find_weights, tensorflow_name
@@ -196,7 +196,7 @@ def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     (torch_home / "hub" / "checkpoints").symlink_to(places["hub"])
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     monkeypatch.setattr(staged, "IMAGE_FOLDER", places["image"])
-    monkeypatch.setattr(inception_weights.tempfile, "gettempdir", lambda: str(places["temporary"]))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(places["temporary"]))
     monkeypatch.delenv("GANTOOL_WEIGHTS", raising=False)
 
     (places["temporary"] / FILE_NAMES[0]).touch()  # nobody keeps it there

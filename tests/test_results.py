@@ -21,6 +21,7 @@ from gantool.manifest import SweepPlan, Trial
 from gantool.results import (
     Row,
     Spread,
+    caption,
     collect,
     flat,
     grouped,
@@ -178,6 +179,35 @@ def test_json_has_everything_and_markdown_says_what_a_reader_must_know() -> None
     ):
         assert words in text
     assert '"num": 10000' in text and rows[0].protocol_digest in text
+
+
+def test_the_image_stands_below_the_table_and_mixtures_are_a_warning(tmp_path: Path) -> None:
+    def trial(seed: int, image: object, torch: str, scored_in: str | None) -> Trial:
+        config = RunConfig(seed=seed, eval=EvalConfig(num=10))
+        run = RunDirectory(tmp_path / str(seed))
+        versions = {"gantool": "0.1.0", "torch": torch, "python": "3.13"}
+        files.write_json(run.path / "run.json", {"versions": versions, "image": image})
+        scored = {**versions, **({"image": scored_in} if scored_in else {})}
+        score = {"values": {"fid": 4.5}, "real": None, "data_title": "t", "protocol": P, "versions": scored}
+        files.write_json(run.path / "result.json", {"step": 9, "scores": [score], "eval": eval_digest(config)})
+        return Trial(run, {}, seed, config)
+
+    one, same = (trial(seed, {"digest": "sha256:1", "file": "x"}, "2.10", "sha256:1") for seed in (0, 1))
+    rows = collect([one, same])
+    for text in (sweep_markdown(plan_of(rows, FID), rows), caption(plan_of(rows, FID), rows)):
+        assert "image sha256:1" in text and "warning" not in text
+    assert json.loads(sweep_json(plan_of(rows, FID), rows))["rows"][0]["trained_by"]["image"] == "sha256:1"
+    other, bare = trial(2, {"digest": "sha256:1"}, "2.10", "sha256:2"), trial(3, None, "2.9", None)
+    for mixed, words in (
+        ([one, other], "several images: sha256:1, sha256:2"),
+        ([one, bare], "several images: sha256:1, none"),
+        ([one, bare], "several versions of torch: 2.10, 2.9"),
+    ):
+        rows = collect(mixed)
+        for text in (sweep_markdown(plan_of(rows, FID), rows), caption(plan_of(rows, FID), rows)):
+            assert f"warning: trained and scored by {words}" in text and "gantool:" not in text
+    rows = collect([bare])
+    assert "image" not in caption(plan_of(rows, FID), rows)
 
 
 def test_collect_takes_scores_of_finished_runs_only(tmp_path: Path) -> None:

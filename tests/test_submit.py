@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -294,9 +295,15 @@ def test_what_the_job_script_is_told(here: Path, slurm: FakeSlurm) -> None:
     assert (found["GANTOOL_SCRATCH"], found["A"], found["AB"]) == ("/a b", "x y", "$HOME")
 
 
+def binds(script: str) -> set[str]:
+    """What the container is told to bind."""
+    words = shlex.split(exported(script)["GANTOOL_CONTAINER"])
+    return {words[place + 1] for place, word in enumerate(words) if word == "--bind"}
+
+
 def test_the_container_is_a_prefix_with_the_folders_bound(here: Path, slurm: FakeSlurm) -> None:
-    (slurm.bin / "apptainer").write_text("#!/bin/sh\n")
-    (slurm.bin / "apptainer").chmod(0o755)
+    (slurm.bin / "singularity").write_text("#!/bin/sh\n")  # job.sh sees what there is on the node
+    (slurm.bin / "singularity").chmod(0o755)
     text = GRID.replace("batch: 32", "batch: 32, runtime: {data_dir: 'my data', runs_dir: 'my runs'}")
     for name in ("my data", "my runs", "my code"):
         Path(name).mkdir()
@@ -308,8 +315,72 @@ def test_the_container_is_a_prefix_with_the_folders_bound(here: Path, slurm: Fak
     words = shlex.split(found["GANTOOL_CONTAINER"])
     assert found["GANTOOL"] == "gantool" and words[:3] == ["apptainer", "exec", "--nv"]
     assert words[-3:] == ["--bind", "/scratch", "/images/a b.sif"]
-    bound = {words[place + 1] for place, word in enumerate(words) if word == "--bind"}
+    bound = binds(script)
     assert {str(here / "my data"), str(here / "my runs"), str(here / "my code"), "/scratch"} <= bound
+
+
+def in_container(site: dict[str, Any] | None = None, **runtime: str) -> set[str]:
+    """What is bound for a sweep with these settings."""
+    text = GRID.replace("batch: 32", f"batch: 32, runtime: {json.dumps(runtime)}")
+    script, _ = preview(made(text=text), SiteConfig(container="/a.sif", **(site or {})))
+    return binds(script)
+
+
+def test_a_folder_behind_a_link_is_bound_at_both_its_names(here: Path, slurm: FakeSlurm) -> None:
+    (here / "lustre/data").mkdir(parents=True)
+    (here / "scratch").symlink_to("lustre")
+    bound = in_container(data_dir=f"{here}/scratch/data", runs_dir=f"{here}/scratch/runs")
+    real = here / "lustre"
+    assert {f"{real}/data", f"{real}/data:{here}/scratch/data", f"{real}/runs:{here}/scratch/runs"} <= bound
+    assert str(here / "sweeps/grid") in bound
+
+
+def test_a_folder_for_data_that_is_not_there_is_made_and_bound(here: Path, slurm: FakeSlurm) -> None:
+    text = GRID.replace("batch: 32", "batch: 32, runtime: {data_dir: new/data}")
+    go(site=SiteConfig(container="/a.sif"), text=text)
+    assert Path("new/data").is_dir() and str(here / "new/data") in binds(slurm.calls("sbatch")[0].script)
+    Path("file").write_text("")
+    with pytest.raises(UsageError, match="data_dir: file/data cannot be made") as caught:
+        go(site=SiteConfig(container="/a.sif"), text=text.replace("new/data", "file/data"))
+    assert "gantool prepare" in (caught.value.hint or "")
+
+
+def test_weights_that_the_environment_names_are_bound(
+    here: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("weights", "of the site", "torch"):
+        Path(name).mkdir()
+    monkeypatch.setenv("GANTOOL_WEIGHTS", "weights")
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    assert {str(here / "weights"), str(here / "torch")} <= in_container()
+    bound = in_container({"env": {"GANTOOL_WEIGHTS": str(here / "of the site")}})
+    assert str(here / "of the site") in bound and str(here / "weights") not in bound
+
+
+def test_weights_that_are_named_and_not_there_are_refused(
+    here: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = "batch: 32, eval: {extractor: inception, protocol: tf1, weights: nowhere/inception.pth}"
+    text = GRID.replace("batch: 32", scored)
+    site = SiteConfig(container="/a.sif")
+    with pytest.raises(UsageError, match=r"eval.weights: there is no file or folder nowhere/inception.pth"):
+        go(site=site, text=text)
+    assert not Path("sweeps").exists()
+    monkeypatch.setenv("GANTOOL_WEIGHTS", "/nowhere")
+    text = text.replace(", weights: nowhere/inception.pth", "")
+    with pytest.raises(UsageError, match=r"\$GANTOOL_WEIGHTS: there is no file or folder /nowhere"):
+        preview(made(text=text), site)
+    preview(made(text=text), site.model_copy(update={"container_options": ("--bind", "/data,/mine:/nowhere")}))
+    monkeypatch.setenv("GANTOOL_WEIGHTS", "/opt/gantool/weights")  # in the image
+    preview(made(text=text), site)
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b"])
+def test_a_path_that_cannot_be_bound_is_refused(name: str, here: Path, slurm: FakeSlurm) -> None:
+    text = GRID.replace("batch: 32", f"batch: 32, runtime: {{data_dir: '{name}'}}")
+    with pytest.raises(UsageError, match=f"{name}: a path with a comma or a colon cannot be bound") as caught:
+        go(site=SiteConfig(container="/a.sif"), text=text)
+    assert "rename" in (caught.value.hint or "") and not Path("sweeps").exists()
 
 
 def test_from_the_command_line(here: Path, slurm: FakeSlurm, data_dir: Path) -> None:
@@ -332,6 +403,25 @@ def test_from_the_command_line(here: Path, slurm: FakeSlurm, data_dir: Path) -> 
     assert status.returncode == 0 and "9 planned" in status.stdout and "Unable to contact" in status.stderr
     failed = gantool("sweep", "grid.yaml")
     assert failed.returncode == 1 and failed.stderr.count("error:") == 2 and "Traceback" not in failed.stderr
+
+
+def test_with_an_image_a_login_node_needs_only_what_the_docs_install(
+    here: Path, slurm: FakeSlurm, data_dir: Path
+) -> None:
+    repository = Path(__file__).parents[1]
+    (named,) = re.findall(r"pip install (numpy .*)", (repository / "slurm/README.md").read_text())
+    needed = (repository / "pyproject.toml").read_text().split("\ndependencies = [")[1].split("]")[0]
+    absent = sorted(set(re.findall(r'"([a-z]+)>=', needed)) - set(named.split()))
+    assert {"torch", "accelerate", "scipy"} <= set(absent)
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); from gantool.cli import main; main()"
+    text = GRID.replace("batch: 32", f"batch: 32, data: {{name: shapes, size: 8}}, runtime: {{data_dir: {data_dir}}}")
+    Path("grid.yaml").write_text(text)
+    Path("a.sif").touch()
+    Path("site.yaml").write_text("container: a.sif")
+    for words in ("sweep grid.yaml --dry-run", "sweep grid.yaml", "status sweeps/grid", "report sweeps/grid",
+                  "doctor", "cancel sweeps/grid"):  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_jobs_of_the_cluster_and_the_files_agree(here: Path, slurm: FakeSlurm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -140,9 +141,12 @@ def load_site(given: Path | None = None) -> tuple[SiteConfig, Path | None]:
             if not Path(path).is_file():
                 raise UsageError(f"{origin}: there is no file {path}", "see slurm/README.md for what goes into it")
             return _read(Path(path)), Path(path)
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
-    for found in (Path(FILE_NAME), home / "gantool" / FILE_NAME):
-        if found.is_file():
+    places = [Path(FILE_NAME)]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
+        places.append(home / "gantool" / FILE_NAME)
+    for found in places:
+        if os.path.isfile(found):  # noqa: PTH113 (Path.is_file fails below a folder that may not be looked into)
             return _read(found), found
     return SiteConfig(), None
 

@@ -7,13 +7,13 @@ used by stylegan2-ada and clean-fid). Neither is downloaded here. To look for th
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gantool import container
 from gantool.errors import DataError
 from gantool.metrics import weights
 
@@ -70,8 +70,9 @@ def find_weights(path: Path | None = None) -> Path:
     """The weights file (see `weights.find`); clean-fid's in the folder for temporary files comes last."""
     hint = f"download {URL} (95.6 MB) on a machine with internet, and give it with --weights FILE or $GANTOOL_WEIGHTS"
     hint += f", or put it into {weights.hub_folder()}; or use an extractor that needs no file, like 'classifier'"
-    left = Path(tempfile.gettempdir(), SCRIPTED)
-    return weights.find(weights.Wanted("Inception weights", FILE_NAMES, hint, (left,)), path)
+    temporary = container.temporary_folder()
+    left = (temporary / SCRIPTED,) if temporary else ()
+    return weights.find(weights.Wanted("Inception weights", FILE_NAMES, hint, left), path)
 
 
 def read(path: Path, names: Iterable[str]) -> Raw:

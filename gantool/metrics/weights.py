@@ -32,7 +32,7 @@ def find(wanted: Wanted, given: Path | None) -> Path:
     the container image's folder or the cache of torch.hub, where other tools put it; UsageError when there is none."""
     for origin, place in (("--weights", given), ("$GANTOOL_WEIGHTS", os.environ.get("GANTOOL_WEIGHTS"))):
         if place:
-            found = _in_place(_expanded(Path(place)), wanted.names)
+            found = _in_place(expanded(Path(place)), wanted.names)
             if found is None:
                 expected = f"expected the weights file, or a folder with {' or '.join(wanted.names)}"
                 raise UsageError(f"{origin}: no {wanted.what} at {place}; {expected}", wanted.hint)
@@ -40,20 +40,27 @@ def find(wanted: Wanted, given: Path | None) -> Path:
     folders = (IMAGE_FOLDER, hub_folder())
     candidates = [*(_in_place(folder, wanted.names) for folder in folders), *wanted.elsewhere]
     for file in candidates:
-        if file is not None and file.is_file():
+        if file is not None and _is_file(file):
             return file
     looked = f"looked for {' or '.join(wanted.names)} in {' and in '.join(map(str, folders))}"
     looked += "".join(f", and for {file}" for file in wanted.elsewhere)
     raise UsageError(f"no {wanted.what}: $GANTOOL_WEIGHTS is not set; {looked}", wanted.hint)
 
 
+def places() -> list[Path]:
+    """The folders, or the file, where weights are looked for that no option names."""
+    told = os.environ.get("GANTOOL_WEIGHTS")
+    return [expanded(Path(told))] if told else [IMAGE_FOLDER, hub_folder()]
+
+
 def hub_folder() -> Path:
     """Where torch.hub keeps the files it has downloaded."""
     cache = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return _expanded(Path(cache, "hub", "checkpoints"))
+    return expanded(Path(cache, "hub", "checkpoints"))
 
 
-def _expanded(path: Path) -> Path:
+def expanded(path: Path) -> Path:
+    """`path` with a leading ~ replaced by the home; as it is where there is none."""
     try:
         return path.expanduser()
     except RuntimeError:  # no such user, or none that has a home
@@ -61,9 +68,12 @@ def _expanded(path: Path) -> Path:
 
 
 def _in_place(place: Path, names: tuple[str, ...]) -> Path | None:
-    if place.is_file():
-        return place
-    return next((place / name for name in names if (place / name).is_file()), None)
+    return next((path for path in (place, *(place / name for name in names)) if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, which fails below a folder that may not be looked into, like the home of somebody else."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from users import Done, Image, Person
 
-from gantool import __version__, checkpoint
+from gantool import __version__, checkpoint, driver
 
 MODELS = "snapshots/step-00000040.safetensors"
 
@@ -53,6 +53,11 @@ def test_labels_and_help_say_what_it_is(image: Image) -> None:
     for line in (f"image.version: {__version__}", "image.revision: of-the-test", "requirements-cpu.lock"):
         assert line in labels
     assert "--nv" in image.person.run("apptainer", "run-help", image.path).stdout
+
+
+def test_the_list_of_what_is_in_it_has_gantool_too(image: Image) -> None:
+    lines = image.execute("cat", "/opt/gantool/installed.txt").stdout.splitlines()
+    assert f"gantool=={__version__}" in lines and any(line.startswith("torch==") for line in lines)
 
 
 def test_it_is_a_program(image: Image) -> None:
@@ -127,14 +132,29 @@ def test_doctor_with_nv_without_a_gpu_and_with_bound_weights(image: Image) -> No
     assert done.returncode == 0, done.stderr
     findings = {row["what"]: row for row in json.loads(done.stdout)}
     assert findings["Inception weights"]["found"] == f"/opt/gantool/weights/{name}"
-    assert findings["EfficientNet weights"]["found"] == "installed"
+    assert findings["EfficientNet weights"]["found"].startswith("/opt/gantool/lib/")
     assert "built for the CPU" in findings["torch"]["found"] and "gloo" in findings["several processes"]["found"]
     assert "MPLCONFIGDIR=/tmp/gantool-" in findings["caches"]["found"]
 
 
-def test_nv_without_a_gpu_trains_on_the_cpu(image: Image) -> None:
-    words = ("train", "tiny.yaml", "--set", "runtime.runs_dir=nv", "--set", "steps=5")
-    assert facts_of(image.person.folder / run_of(image(*words, options=("--nv",))))["device"] == "cpu"
+def test_nv_without_a_gpu_trains_without_a_word_of_drivers(image: Image) -> None:
+    if any(sign.exists() for sign in driver.SIGNS):
+        pytest.skip("this machine has a driver of NVIDIA")
+    done = image("train", "tiny.yaml", "--set", "runtime.runs_dir=nv", "--set", "steps=5", options=("--nv",))
+    assert run_of(done) and "NVIDIA driver" not in done.stderr
+
+
+def test_a_forgotten_nv_is_a_warning(image: Image) -> None:
+    """With the torch and the signs of a driver that a machine with a GPU has."""
+    code = "import torch; from gantool import cli, driver; from pathlib import Path\n"
+    code += (
+        "torch.version.cuda, driver.SIGNS, driver.cuda_of_driver = '12.8', (Path('/etc'),), lambda: None\ncli.main()"
+    )
+    words = ("train", "tiny.yaml", "--set", "runtime.runs_dir=forgotten", "--set", "steps=5")
+    done = image.execute("python", "-c", code, *words)
+    run = image.person.folder / run_of(done)
+    assert "but not in the container, so the CPU is used: run it with --nv" in done.stderr
+    assert facts_of(run)["device"] == "cpu"
 
 
 def test_the_hosts_python_stays_out_and_its_settings_come_in(image: Image, person: Person) -> None:

@@ -4,6 +4,7 @@ that the image trained undisturbed."""
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def desk(image: Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """A desk in front of a cluster of two nodes, whose site.yaml names the image."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = image.person.scratch / "desk"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="desk-", dir=image.person.scratch))
+    folder.chmod(0o755)
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "GANTOOL_"))]:
         monkeypatch.delenv(name)
     cluster = Cluster(folder / "cluster", num_nodes=2, accounting=False, port=free_port(5))
@@ -59,3 +60,19 @@ def test_a_sweep_through_the_image_is_preempted_and_resumed(desk: Desk, image: I
     again = desk.slurm(*inside, "train", "--init", f"{preempted.path}/config.yaml", *changed).strip()
     desk.slurm(*inside, "train", again)
     assert_same_weights(Path(again), preempted.path)
+
+
+def test_a_template_through_the_image(desk: Desk, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = Path(__file__).parents[2] / "slurm"
+    monkeypatch.setenv("GANTOOL_JOB", str(templates / "job.sh"))
+    monkeypatch.setenv("GANTOOL_CONTAINER", f"apptainer exec --bind {desk.folder} {image.path}")
+    for name, value in DROPPED.items():
+        monkeypatch.setenv(name, value)
+    desk.write()
+    desk.pace(FAST)
+    files.write_json(desk.folder / "one.yaml", files.read_json(desk.folder / "sweep.yaml")["base"])
+    options = (f"--chdir={desk.folder}", "--nodelist=node1", "--cpus-per-task=1", "--mem=800M", "--time=10")
+    desk.slurm("sbatch", *options, str(templates / "one_gpu.sbatch"), "one.yaml")
+    desk.wait("the end of the run", lambda: list(desk.folder.glob("**/result.json")))
+    (result,) = desk.folder.glob("**/result.json")
+    assert files.read_json(result.parent / "run.json")["image"]["file"] == str(image.path)
