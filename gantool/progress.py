@@ -23,3 +23,8 @@ class Silent:
 
     def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
         pass
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -133,3 +133,15 @@ def status_rows(statuses: list[TrialStatus]) -> list[dict[str, Any]]:
         }
         for status in statuses
     ]
+
+
+def short_rows(statuses: list[TrialStatus]) -> tuple[list[dict[str, Any]], str]:
+    """`status_rows` for eyes: without the columns that are empty, runs by their name alone where all lie in one
+    folder; and that folder (else empty)."""
+    rows = status_rows(statuses)
+    folders = {status.run.parent for status in statuses}
+    empty = {key for key in (rows[0] if rows else ()) if all(row[key] in (None, "") for row in rows)}
+    rows = [{key: value for key, value in row.items() if key not in empty} for row in rows]
+    if len(folders) != 1:
+        return rows, ""
+    return [row | {"run": status.run.name} for row, status in zip(rows, statuses, strict=True)], str(folders.pop())

@@ -25,7 +25,7 @@ from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
 from gantool.launch import program
 from gantool.manifest import SweepPlan, Trial, load_trials, write_manifest
-from gantool.progress import Progress, Silent
+from gantool.progress import Progress, Silent, counted
 from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
 
@@ -78,7 +78,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
         for batch, tasks in _batches(plan, site, limits, todo, excluded):
             id_ = _hand_over(plan, batch, tasks, states)
             arrays[id_] = sum(map(len, tasks))
-            progress.say(f"submitted: array {id_} with {arrays[id_]} runs")
+            progress.say(f"submitted: array {id_} with {counted(arrays[id_], 'run')}")
         report = _submit_report(plan, site, limits, jobs, [*arrays], notes)
     return Submitted(states, arrays, report, tuple(notes))
 

@@ -17,7 +17,7 @@ from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted
 from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, write_manifest
-from gantool.progress import Progress
+from gantool.progress import Progress, counted
 from gantool.results import Row, collect, number_text, scores_of, write_results
 from gantool.runs import RunDirectory, State
 from gantool.submissions import Jobs
@@ -165,7 +165,7 @@ def _summary(plan: SweepPlan, todo: list[Trial], left_alone: list[Outcome], slot
     parts = [f"{len(todo)} to run", *(f"{states.count(state)} {state}" for state in dict.fromkeys(states))]
     where = f"{len(slots.gpus)} GPU{'s' if len(slots.gpus) > 1 else ''}" if slots.gpus else "CPU"
     how = f"; {slots.count} at once on {where}, {slots.threads} threads each" if todo else ""
-    return f"sweep {plan.name}: {len(plan.trials)} runs: {', '.join(parts)}{how}"
+    return f"sweep {plan.name}: {counted(len(plan.trials), 'run')}: {', '.join(parts)}{how}"
 
 
 def _interrupted(plan: SweepPlan, outcomes: Sequence[Outcome], num_signals: int) -> InterruptedRun:

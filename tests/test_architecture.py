@@ -138,7 +138,7 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
         (["train", "bad.yaml"], 2, "did you mean 'batch'?"),
         (["sweep", "sweep.yaml", "--local", "--dry-run"], 0, "planned"),
         (["config-schema"], 0, "latent_dim"),
-        (["status", "runs"], 0, "1 runs: 1 planned"),
+        (["status", "runs"], 0, "1 run in runs: 1 planned"),
         (["doctor"], 0, "not installed"),
     ):
         command = [sys.executable, "-c", program, *words]

@@ -326,7 +326,7 @@ def test_from_the_command_line(here: Path, slurm: FakeSlurm, data_dir: Path) -> 
     assert "9 runs (9 planned before): 9 submitted" in first.stderr and "gantool status sweeps/grid" in first.stderr
     again = gantool("sweep", "grid.yaml")
     assert again.returncode == 0 and again.stdout == "" and "nothing to submit" in again.stderr
-    assert "9 runs: 9 queued" in gantool("status", "sweeps/grid").stdout
+    assert "9 runs in runs: 9 queued" in gantool("status", "sweeps/grid").stdout
     slurm.answer("squeue", error="slurm_load_jobs error: Unable to contact slurm controller")
     status = gantool("status", "sweeps/grid")
     assert status.returncode == 0 and "9 planned" in status.stdout and "Unable to contact" in status.stderr

@@ -13,6 +13,7 @@ import typer
 
 from gantool.cli.program import Assignments, choose, complain, options, register, terminal_progress, warn_of_loss
 from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
+from gantool.progress import counted
 
 
 @register("sweep")
@@ -103,7 +104,7 @@ def _submit(
         counts = {state: list(done.states.values()).count(state) for state in dict.fromkeys(done.states.values())}
         before = ", ".join(f"{number} {state}" for state, number in counts.items())
         what = f"{done.num_runs} submitted" if done.num_runs else "nothing to submit"
-        progress.say(f"sweep {plan.name}: {len(plan.trials)} runs ({before} before): {what}")
+        progress.say(f"sweep {plan.name}: {counted(len(plan.trials), 'run')} ({before} before): {what}")
         if done.report:
             progress.say(f"job {done.report} writes the results to {plan.folder} when they have ended")
             progress.say(f"look with: gantool status {plan.folder}; end with: gantool cancel {plan.folder}")
@@ -205,9 +206,9 @@ def cancel(
     for trial in done.runs:
         print(trial.run.path)
     with terminal_progress() as progress:
-        jobs = f", {len(done.jobs)} jobs ended" if done.jobs else ""
+        jobs = f", {counted(len(done.jobs), 'job')} ended" if done.jobs else ""
         left = f"; {done.left} are done and stay so" if done.left else ""
-        progress.say(f"{len(done.runs)} runs {'may go on' if undo else 'cancelled'}{jobs}{left}")
+        progress.say(f"{counted(len(done.runs), 'run')} {'may go on' if undo else 'cancelled'}{jobs}{left}")
     return None
 
 
@@ -230,8 +231,10 @@ def report(
 
 def _print_states(statuses: Any, form: str) -> None:
     """One line for each run, and how many are in each state."""
-    from gantool.status import counts, status_rows
+    from gantool.status import counts, short_rows, status_rows
     from gantool.tables import print_rows
 
-    summary = f"{len(statuses)} runs: " + ", ".join(f"{n} {state}" for state, n in counts(statuses).items())
-    print_rows(status_rows(statuses), form, status_rows(statuses), summary)
+    rows, folder = short_rows(statuses) if form == "table" else (status_rows(statuses), "")
+    number = counted(len(statuses), "run") + (f" in {folder}" if folder else "")
+    summary = f"{number}: " + ", ".join(f"{n} {state}" for state, n in counts(statuses).items())
+    print_rows(rows, form, rows, summary)
