@@ -5,7 +5,8 @@ All that is random comes from (seed, what for, step), drawn for the whole batch;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,19 @@ class Players:
 
     def step(self) -> Tensor:
         """`n_dis` updates of the discriminator and one of the generator; the step's numbers, float32 [len(SCALARS)]."""
-        with float32_products(tf32=self.config.precision != "float32"), rewritten(self.config.runtime.rewrites):
+        with self.arithmetic():
             sums = torch.zeros(len(SCALARS), device=self.runtime.device)
             for update in range(self.config.n_dis):
                 sums += self.update_discriminator(update)
             numbers = sums / self.config.n_dis
             numbers[SCALARS.index("loss_g")] = self.update_generator()
             return numbers
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """How products and layers are computed, as the config has it."""
+        with float32_products(tf32=self.config.precision != "float32"), rewritten(self.config.runtime.rewrites):
+            yield
 
     def call(self, network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Any:
         """What a network makes of its inputs in the arithmetic of the config, float32."""

@@ -57,7 +57,7 @@ def test_the_plain_form_is_taken_where_it_is_asked_for(strided: Layer, plain: La
 
 NETWORKS = {
     "conv": "generator={kind: conv, upsample: nearest, latent_dim: 8, width: 4, max_width: 8, norm: none}",
-    "residual": "generator={kind: conv, upsample: nearest, residual: true, latent_dim: 8, width: 4, max_width: 8, norm: none}",
+    "residual": "generator={kind: conv, upsample: nearest, residual: true, latent_dim: 8, width: 4, norm: none}",
     "resnet": "generator={kind: resnet, latent_dim: 8, width: 4, max_width: 8}",
 }
 RESNET = "discriminator={kind: resnet, width: 4, max_width: 8, spectral_norm: true}"

@@ -54,7 +54,7 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """float [B, inputs, H, W], and what the norms take beside it -> [B, outputs, 2H, 2W]."""
         given = () if condition is None else (condition,)
-        out = F.relu(self.norm1(x, *given))
+        out: Tensor = F.relu(self.norm1(x, *given))
         nearest = self.upsample == "nearest"
         out = doubled_conv(out, self.conv1) if nearest else self.conv1(doubled(out, self.upsample))
         out = self.conv2(F.relu(self.norm2(out, *given)))
