@@ -3,6 +3,7 @@ a pure function, the discriminators' last layer, initialisation."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -124,7 +125,8 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight divided by the current estimate of its largest singular value; float32 also in mixed precision."""
-        with torch.autocast(weight.device.type, enabled=False):
+        kind = weight.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
             return weight / torch.dot(self.u, torch.mv(self._matrix(weight), self.v))
 
     @torch.no_grad()
