@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,9 +34,14 @@ def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     float [B, C, H, W] -> [B, D, 2H, 2W].
     """
-    if not _pays(conv, x.shape[2] * 2):
-        out: Tensor = conv(F.interpolate(x, scale_factor=2))
-        return out
+    if _pays(conv, 2 * x.shape[2], least=32 if torch.is_autocast_enabled("cpu") else 16):
+        return strided_doubled(x, conv)
+    out: Tensor = conv(F.interpolate(x, scale_factor=2))
+    return out
+
+
+def strided_doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The same as a transposed convolution."""
     kernel = _with_box(conv.weight).flip(2, 3).transpose(0, 1)
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
@@ -45,14 +51,19 @@ def pooled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     float [B, C, 2H, 2W] -> [B, D, H, W].
     """
-    if not _pays(conv, x.shape[2]):
-        return F.avg_pool2d(conv(x), 2)
+    return strided_pooled(x, conv) if _pays(conv, x.shape[2]) else F.avg_pool2d(conv(x), 2)
+
+
+def strided_pooled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The same as a convolution with stride 2."""
     return F.conv2d(x, _with_box(conv.weight) / 4, conv.bias, stride=2, padding=1)
 
 
-def _pays(conv: nn.Conv2d, size: int) -> bool:
-    """Whether the strided form is faster for feature maps of size x size pixels: measured on CPUs only."""
-    return _wanted[0] and conv.weight.device.type == "cpu" and size >= 16
+def _pays(conv: nn.Conv2d, size: int, least: int = 16) -> bool:
+    """Whether the strided form is faster where the large side has size x size pixels. A rule from measurements
+    (tests/benchmarks/resampling.py) and no measurement at run time, so that a run has the same bits on each machine of
+    a kind. On GPUs it has not been measured: there the plain form stays."""
+    return _wanted[0] and conv.weight.device.type == "cpu" and size >= least
 
 
 def _with_box(weight: Tensor) -> Tensor:
