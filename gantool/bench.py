@@ -1,90 +1,289 @@
-"""`gantool bench`: images per second of the trainer beside a bare loop of the same networks.
+"""`gantool bench`: how fast the trainer is on this machine, what a step is made of, and how far it is from the limits.
 
 The bare loop is what is left when everything but the arithmetic of the two players is taken away: the same networks,
 losses, passes and optimizers on random tensors that already lie on the device. Both run in turns, so that a drift of
-the machine's speed meets both; the ratio is the median over the pairs.
+the machine's speed meets both; a ratio is the median over the pairs.
 """
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import resource
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gantool.config.schema import RunConfig
-from gantool.data.pack import PackedDataset
+from gantool.data.pack import PackedDataset, open_packed
+from gantool.errors import GantoolError
 from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
+from gantool.precision import float32_products
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
 from gantool.train import Trainer
 
+_CEILING_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Median and range over the rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> Measure:
+        """Of at least one number."""
+        return cls(statistics.median(numbers), min(numbers), max(numbers))
+
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Medians and spreads over the rounds; an image is a real image shown to the discriminator."""
+    """An image is a real image shown to the discriminator; a step is an update of the generator and `n_dis` of the
+    discriminator."""
 
     device: str
+    ranks: int
     threads: int
+    precision: str
     rounds: int
     steps_per_round: int
-    images_per_second: float
-    images_per_second_min: float
-    images_per_second_max: float
-    bare_images_per_second: float
-    ratio: float  # trainer / bare loop, median over the pairs of rounds
-    ratio_min: float
-    ratio_max: float
+    images_per_second: Measure
+    steps_per_second: Measure
+    against_bare: Measure
+    """Speed over that of the bare loop."""
+    against_plain: Measure | None
+    """Speed over that of the trainer in float32 without rewrites, where it was asked for."""
+    shares: dict[str, float]
+    """Of the time of a step: data, discriminator, generator, average, report, and the rest."""
+    first_step_seconds: float
+    """Warming up: apart from all other numbers."""
+    peak_megabytes: float
+    """Of the device; on a CPU of this process, over what the imports take."""
+    flop_per_step: int
+    """Of convolutions and matrix products, a multiplication and an addition counting as 2."""
+    ceiling_flops: float
+    """Reached here by a product of two large matrices in the same arithmetic, a second."""
+
+    @property
+    def share_of_ceiling(self) -> float:
+        """Of the arithmetic that this machine can do, what the trainer does."""
+        return self.flop_per_step * self.steps_per_second.median / self.ceiling_flops
+
+    def table(self) -> list[list[str]]:
+        """Lines of name, median and range, for eyes."""
+        rows = [["device", f"{self.device}, {self.ranks} ranks, {self.threads} threads, {self.precision}", ""]]
+        measures = {
+            "images/s": self.images_per_second,
+            "steps/s": self.steps_per_second,
+            "speed / bare loop": self.against_bare,
+            "speed / plain": self.against_plain,
+        }
+        for name, found in measures.items():
+            if found:
+                rows.append([name, f"{found.median:.4g}", f"{found.least:.4g} to {found.most:.4g}"])
+        rows += [[f"time in {name}", f"{100 * share:.1f} %", ""] for name, share in self.shares.items()]
+        rows.append(["first step", f"{self.first_step_seconds:.2f} s", ""])
+        rows.append(["peak memory", f"{self.peak_megabytes:.0f} MB", ""])
+        rows.append(["arithmetic of a step", f"{self.flop_per_step / 1e9:.3g} GFLOP", ""])
+        of = f"of {self.ceiling_flops / 1e9:.0f} GFLOP/s, a large matrix product"
+        rows.append(["arithmetic used", f"{100 * self.share_of_ceiling:.1f} %", of])
+        return rows
 
 
-def bench(config: RunConfig, data: PackedDataset, rounds: int, steps: int, progress: Progress) -> BenchResult:
-    """Time `rounds` pairs of `steps` steps after one warm-up pair."""
+def bench(
+    config: RunConfig, data: PackedDataset, rounds: int, steps: int, progress: Progress, plain: bool = False
+) -> BenchResult:
+    """Time `rounds` turns of `steps` steps of each contender, after one turn to warm up; `plain`: also the trainer
+    without rewrites in float32. Under several ranks each calls this."""
+    before = _peak_megabytes(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = config.runtime.model_copy(update={"runs_dir": folder, "trackers": ()})
         config = config.model_copy(update={"runtime": settings})
         runtime = Runtime(settings)
-        run = RunDirectory(Path(folder))
-        trainer = Trainer(run, config, data, runtime, Interrupts(), Silent(), lambda *_: None)
-        pairs = []
-        for index in range(rounds + 1):
-            pair = (
-                _seconds(runtime.device, _trainer_steps(trainer, steps)),
-                _seconds(runtime.device, _bare_steps(trainer, steps)),
+        device = runtime.device
+        trainer = _trainer(config, data, runtime, Path(folder))
+        first = _seconds(device, trainer.train_step)
+        contenders = {"trainer": _trainer_steps(trainer, steps)}
+        _seconds(device, contenders["trainer"])
+        peak = _peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
+        contenders["bare"] = _bare_steps(trainer, steps)
+        if plain:
+            other = config.model_copy(
+                update={"runtime": settings.model_copy(update={"rewrites": False}), "precision": "float32"}
             )
-            pairs.append(pair)
+            contenders["plain"] = _trainer_steps(_trainer(other, data, runtime, Path(folder) / "plain"), steps)
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for index in range(rounds + 1):
+            for name, work in contenders.items():
+                took = _seconds(device, work)
+                if index:  # the first turn is for warming up
+                    seconds[name].append(took)
             progress.step("bench", index + 1, rounds + 1)
-    images = steps * config.batch * config.n_dis
-    ours = [images / seconds for seconds, _ in pairs[1:]]
-    ratios = [bare / seconds for seconds, bare in pairs[1:]]
+        shares = _shares(trainer, steps)
+        flop = _flop(trainer)
+        ceiling = _ceiling(device, config.precision) * runtime.num_ranks
+    ratios = {
+        name: Measure.of([other / own for other, own in zip(times, seconds["trainer"], strict=True)])
+        for name, times in seconds.items()
+    }
+    per_second = Measure.of([steps / took for took in seconds["trainer"]])
+    images = config.batch * config.n_dis
     return BenchResult(
-        device=runtime.device.type,
+        device=device.type,
+        ranks=runtime.num_ranks,
         threads=torch.get_num_threads(),
+        precision=config.precision,
         rounds=rounds,
         steps_per_round=steps,
-        images_per_second=round(statistics.median(ours), 1),
-        images_per_second_min=round(min(ours), 1),
-        images_per_second_max=round(max(ours), 1),
-        bare_images_per_second=round(statistics.median(images / bare for _, bare in pairs[1:]), 1),
-        ratio=round(statistics.median(ratios), 3),
-        ratio_min=round(min(ratios), 3),
-        ratio_max=round(max(ratios), 3),
+        images_per_second=Measure(*(images * number for number in _numbers(per_second))),
+        steps_per_second=per_second,
+        against_bare=ratios["bare"],
+        against_plain=ratios.get("plain"),
+        shares=shares,
+        first_step_seconds=first,
+        peak_megabytes=peak,
+        flop_per_step=flop * runtime.num_ranks,
+        ceiling_flops=ceiling,
     )
 
 
-def _seconds(device: torch.device, work: Callable[[], None]) -> float:
+def bench_packed(config: RunConfig, packed: int, rounds: int, steps: int) -> tuple[float, float]:
+    """Images per second of one process alone, and of `packed` processes together on the same device (medians)."""
+    return _together(config, 1, rounds, steps), _together(config, packed, rounds, steps)
+
+
+def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    barrier, found = context.Barrier(number), context.Queue()
+    work = functools.partial(_packed_member, config.model_dump(mode="json"), rounds, steps, barrier, found)
+    members = [context.Process(target=work) for _ in range(number)]
+    for member in members:
+        member.start()
+    try:
+        while any(member.is_alive() for member in members) and found.empty():
+            if any(member.exitcode for member in members):
+                raise GantoolError("one of the packed processes failed", "its message says why")
+            time.sleep(0.1)
+        times = [found.get(timeout=60) for _ in members]
+    finally:
+        for member in members:
+            member.join(timeout=60)
+            member.kill()
+    slowest: list[float] = [max(each) for each in zip(*times, strict=True)]  # of each round, which all begin together
+    images = number * steps * config.batch * config.n_dis
+    return images / statistics.median(slowest)
+
+
+def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any, found: Any) -> None:
+    config = RunConfig.model_validate(plain)
+    data = open_packed(config.data, Path(config.runtime.data_dir))
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Runtime(config.runtime)
+        work = _trainer_steps(_trainer(config, data, runtime, Path(folder)), steps)
+        _seconds(runtime.device, work)
+        times = []
+        for _ in range(rounds):
+            barrier.wait()
+            times.append(_seconds(runtime.device, work))
+        found.put(times)
+
+
+def _trainer(config: RunConfig, data: PackedDataset, runtime: Runtime, folder: Path) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return Trainer(RunDirectory(folder), config, data, runtime, Interrupts(), Silent(), lambda *_: None)
+
+
+def _numbers(measure: Measure) -> Iterator[float]:
+    yield from (measure.median, measure.least, measure.most)
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    _wait_for(device)
     began = time.perf_counter()
     work()
+    _wait_for(device)
+    return time.perf_counter() - began
+
+
+def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-    return time.perf_counter() - began
+
+
+def _peak_megabytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
+
+
+def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
+    """Where the time goes: the parts are timed one by one, the device being waited for after each."""
+    players, device = trainer.players, trainer.runtime.device
+    spent = dict.fromkeys(("data", "discriminator", "generator", "average", "report"), 0.0)
+    parts: list[tuple[Any, str, str]] = [
+        (players.real, "batch", "data"),
+        (players.real_of_generator, "batch", "data"),
+        (players, "update_discriminator", "discriminator"),
+        (players, "update_generator", "generator"),
+        (trainer.state, "update_ema", "average"),
+        (trainer, "report", "report"),
+    ]
+    inside = [0.0]  # data is fetched within the updates
+
+    def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            found: list[Any] = []
+            already = inside[0]
+            took = _seconds(device, lambda: found.append(function(*arguments)))
+            spent[name] += took - (inside[0] - already)
+            if name == "data":
+                inside[0] += took
+            return found[0]
+
+        return call
+
+    for owner, method, name in parts:
+        setattr(owner, method, timed(getattr(owner, method), name))
+    try:
+        whole = _seconds(device, _trainer_steps(trainer, steps))
+    finally:
+        for owner, method, _ in parts:
+            delattr(owner, method)
+    return {name: took / whole for name, took in spent.items()} | {"the rest": 1 - sum(spent.values()) / whole}
+
+
+def _flop(trainer: Trainer) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        trainer.train_step()
+    return int(counter.get_total_flops())
+
+
+def _ceiling(device: torch.device, precision: str) -> float:
+    """Floating point operations a second of a large product of matrices, the best of some."""
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    size = _CEILING_SIZE * (4 if device.type == "cuda" else 1)
+    a, b = (torch.rand(size, size, device=device, dtype=kind) for _ in range(2))
+    with float32_products(tf32=precision != "float32"):
+        best = min(_seconds(device, lambda: a @ b) for _ in range(8))
+    return float(2 * size**3) / best
 
 
 def _trainer_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
@@ -102,22 +301,24 @@ def _trainer_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
 def _bare_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
     config, state, device, players = trainer.config, trainer.state, trainer.runtime.device, trainer.players
     channels, size = config.data.image_channels, config.data.image_size
-    real = torch.rand(config.batch, channels, size, size, device=device) * 2 - 1
+    share = config.batch // trainer.runtime.num_ranks
+    real = torch.rand(share, channels, size, size, device=device) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last)
-    batches, latent_dim = players.batches, config.generator.latent_dim
+    latent_dim = config.generator.latent_dim
+    batches = {player: batch // trainer.runtime.num_ranks for player, batch in players.batches.items()}
     latents = {player: torch.randn(batch, latent_dim, device=device) for player, batch in batches.items()}
-    labels: dict[str, list[torch.Tensor]] = {player: [] for player in batches}
+    labels: dict[str, torch.Tensor | None] = dict.fromkeys(batches)
     if config.conditional:
-        labels = {p: [torch.zeros(batch, dtype=torch.int64, device=device)] for p, batch in batches.items()}
+        labels = {p: torch.zeros(batch, dtype=torch.int64, device=device) for p, batch in batches.items()}
     generator, discriminator = state.generator, state.discriminator
 
     rows = torch.arange(4 * max(batches.values()), device=device)
     dropout = bool(getattr(config.discriminator, "dropout", 0))
 
-    def judge(images: torch.Tensor, *classes: torch.Tensor) -> torch.Tensor:
+    def judge(images: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
         if dropout:
             set_dropout(discriminator, 1, rows[: len(images)])
-        found = discriminator(images, *classes)
+        found = players.call(discriminator, images, classes)
         logits: torch.Tensor = found[0] if isinstance(found, tuple) else found
         return logits
 
@@ -129,28 +330,29 @@ def _bare_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
     def update_discriminator() -> None:
         own = labels["discriminator"]
         with torch.no_grad():
-            fake = generator(latents["discriminator"], *own)
+            fake = players.call(generator, latents["discriminator"], own)
         if players.one_pass:
-            both = judge(torch.cat([real, fake]), *(torch.cat([one, one]) for one in own))
+            both = judge(torch.cat([real, fake]), None if own is None else torch.cat([own, own]))
             real_logits, fake_logits = both.chunk(2)
         else:
-            real_logits, fake_logits = judge(real, *own), judge(fake, *own)
+            real_logits, fake_logits = judge(real, own), judge(fake, own)
         update("discriminator", players.loss.discriminator(real_logits, fake_logits))
 
     def update_generator() -> None:
         own, real_logits = labels["generator"], None
         if players.loss.paired:
             with torch.no_grad():
-                real_logits = judge(real, *own)
-        logits = judge(generator(latents["generator"], *own), *own)
+                real_logits = judge(real, own)
+        logits = judge(players.call(generator, latents["generator"], own), own)
         update("generator", players.loss.generator(real_logits, logits))
 
     def work() -> None:
-        for _ in range(steps):
-            discriminator.requires_grad_(True)
-            for _ in range(config.n_dis):
-                update_discriminator()
-            discriminator.requires_grad_(False)
-            update_generator()
+        with players.arithmetic():
+            for _ in range(steps):
+                discriminator.requires_grad_(True)
+                for _ in range(config.n_dis):
+                    update_discriminator()
+                discriminator.requires_grad_(False)
+                update_generator()
 
     return work

@@ -5,7 +5,8 @@ All that is random comes from (seed, what for, step), drawn for the whole batch;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gantool import losses, randomness
+from gantool import losses, precision, randomness
 from gantool.config.base import Ramp, value_at
 from gantool.config.objective import AdaAugment, DiffAugment, GradientPenalty, R1Penalty, R1R2Penalty, R2Penalty
 from gantool.config.schema import RunConfig
 from gantool.data import ada, diffaugment
 from gantool.data.loader import RealImages
 from gantool.models.layers import Dropout, iterate_spectral_norms, set_dropout
+from gantool.models.resampling import rewritten
 from gantool.penalties import Side, gradient_penalty, zero_centred_penalty
+from gantool.precision import float32_products
 from gantool.runtime import Runtime
 from gantool.state import State
 
@@ -59,12 +62,23 @@ class Players:
 
     def step(self) -> Tensor:
         """`n_dis` updates of the discriminator and one of the generator; the step's numbers, float32 [len(SCALARS)]."""
-        sums = torch.zeros(len(SCALARS), device=self.runtime.device)
-        for update in range(self.config.n_dis):
-            sums += self.update_discriminator(update)
-        numbers = sums / self.config.n_dis
-        numbers[SCALARS.index("loss_g")] = self.update_generator()
-        return numbers
+        with self.arithmetic():
+            sums = torch.zeros(len(SCALARS), device=self.runtime.device)
+            for update in range(self.config.n_dis):
+                sums += self.update_discriminator(update)
+            numbers = sums / self.config.n_dis
+            numbers[SCALARS.index("loss_g")] = self.update_generator()
+            return numbers
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """How products and layers are computed, as the config has it."""
+        with float32_products(tf32=self.config.precision != "float32"), rewritten(self.config.runtime.rewrites):
+            yield
+
+    def call(self, network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Any:
+        """What a network makes of its inputs in the arithmetic of the config, float32."""
+        return precision.call(network, inputs, labels, self.config.precision == "bfloat16")
 
     def update_discriminator(self, update: int) -> Tensor:
         """One update of the discriminator; its numbers, float32 [len(SCALARS)] on the device."""
@@ -76,7 +90,7 @@ class Players:
         fake_labels = labels if pair.paired else self.random_labels("discriminator", state.step, update)
         self._train_discriminator(True)
         with torch.no_grad(), parametrize.cached():
-            fake = _call(state.generator, self.latents("discriminator", state.step, update), fake_labels)
+            fake = self.call(state.generator, self.latents("discriminator", state.step, update), fake_labels)
         iterate_spectral_norms(state.discriminator)
         look = Look(self, "discriminator", turn)
         # The normalised weights are computed once and shared by all passes of the update.
@@ -118,7 +132,7 @@ class Players:
                     real_logits, _ = look.real(self.real_of_generator.batch(step), labels)
             else:
                 labels = self.random_labels("generator", step)
-            fake = _call(state.generator, self.latents("generator", step), labels)
+            fake = self.call(state.generator, self.latents("generator", step), labels)
             fake_logits, classes = look.fake(fake, labels)
             loss = self.loss.generator(real_logits, fake_logits)
             if classes is not None and labels is not None:
@@ -225,7 +239,7 @@ class Look:
     def _judge(self, images: Tensor, labels: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.players.has_dropout:
             set_dropout(self.network, self.key, rows)
-        found = _call(self.network, images, labels)
+        found = self.players.call(self.network, images, labels)
         return found if isinstance(found, tuple) else (found, None)
 
     def _rows(self, part: int, share: int) -> Tensor:
@@ -247,7 +261,3 @@ class Look:
             return diffaugment.diffaugment(settings.policy, images, draws)
         assert players.state.ada is not None
         return players.state.ada.augment(images, draws)
-
-
-def _call(network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Any:
-    return network(inputs) if labels is None else network(inputs, labels)

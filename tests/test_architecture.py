@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
     {"config", "errors", "files", "progress", "randomness", "container", "driver"},
     {"models", "custom", "losses", "penalties", "data", "metrics"}
-    | {"runtime", "runs", "interrupts", "launch", "cluster"},
+    | {"runtime", "precision", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
     {"train", "train_scores", "evaluate", "bench", "doctor"},

@@ -109,13 +109,6 @@ def test_a_closed_pipe_is_no_error(tiny: Path, gantool: Gantool, tmp_path: Path)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
-def test_bench_reports_a_ratio(gantool: Gantool, tiny: Path) -> None:
-    done = gantool("bench", tiny, "--rounds", "2", "--steps", "2", "--format", "json")
-    result = json.loads(done.stdout)
-    assert result["rounds"] == 2 and result["ratio_min"] <= result["ratio"] <= result["ratio_max"]
-    assert result["images_per_second"] > 0
-
-
 def test_a_sweep_from_the_command_line_twice(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
     os.chdir(tmp_path)
     sweep = tmp_path / "s.yaml"

@@ -15,9 +15,10 @@ from gantool.data.image_sets import ImageSet
 from gantool.errors import GantoolError
 from gantool.metrics.cache import once
 from gantool.metrics.collection import Work, collect
-from gantool.metrics.features import Extractor, exact_float32
+from gantool.metrics.features import Extractor
 from gantool.metrics.reference import kept_statistics
 from gantool.metrics.statistics import Need
+from gantool.precision import float32_products
 from gantool.progress import Silent
 
 
@@ -78,7 +79,7 @@ def test_settings_of_precision_come_back() -> None:
     try:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-        with pytest.raises(KeyError), exact_float32():
+        with pytest.raises(KeyError), float32_products(tf32=False):
             assert torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
             raise KeyError

@@ -4,41 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gantool.cli.program import Assignments, Device, choose, register, terminal_progress
-from gantool.errors import EXIT_DONE, EXIT_FAILED
+from gantool.errors import EXIT_DONE, EXIT_FAILED, UsageError
 
 
 @register("bench")
 def bench(
     config: Annotated[Path, typer.Argument(help="A run config.")],
     assignments: Assignments = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements after the warm-up.")] = 7,
-    steps: Annotated[int, typer.Option(min=1, help="Steps in each measurement.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender after the warm-up.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in each turn.")] = 20,
+    compare: Annotated[
+        str | None, typer.Option(help="plain: also the trainer in float32 without rewritten layers.")
+    ] = None,
+    packed: Annotated[
+        int | None,
+        typer.Option(min=2, help="Instead: this many runs together on one device, beside one alone."),
+    ] = None,
+    nproc: Annotated[int, typer.Option("--nproc", "--ranks", min=1, help="Processes of one run.")] = 1,
     form: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
     device: Device = None,
 ) -> int | None:
-    """Images per second of the trainer, beside a bare loop of the same networks on random tensors."""
+    """Speed of the trainer beside a bare loop of the same networks, where its time goes, and how far it is from what
+    the machine can do."""
     from gantool.config.loader import load_run_config
+    from gantool.start import world_size
 
     choose("--format", form, ("table", "json"))
+    if compare is not None:
+        choose("--compare", compare, ("plain",))
+    if packed and (compare or nproc > 1):
+        raise UsageError("--packed goes without --compare and --nproc", "measure one after the other")
     sets = [*(assignments or []), *([f"runtime.device={device}"] if device else [])]
     settings = load_run_config(config, sets)
-    from gantool.bench import bench as run
+    if settings.batch % nproc:
+        raise UsageError(f"batch: {settings.batch} images cannot be shared by {nproc} processes", "set batch=N")
     from gantool.data.pack import ensure_packed
-    from gantool.terminal import print_table
 
     with terminal_progress() as progress:
         data = ensure_packed(settings.data, Path(settings.runtime.data_dir), progress)
-        result = dataclasses.asdict(run(settings, data, rounds, steps, progress))
+        if nproc > 1 and world_size() == 1:
+            from gantool.launch import launch
+
+            return launch(nproc, sys.argv[1:])
+        from gantool import bench as run
+
+        if packed:
+            alone, together = run.bench_packed(settings, packed, rounds, steps)
+            found = {"packed": packed, "images_per_second": together, "one_alone": alone, "ratio": together / alone}
+            rows = [[name, f"{value:.4g}", ""] for name, value in found.items()]
+        else:
+            result = run.bench(settings, data, rounds, steps, progress, compare == "plain")
+            found, rows = dataclasses.asdict(result) | {"share_of_ceiling": result.share_of_ceiling}, result.table()
+    if os.environ.get("RANK", "0") != "0":
+        return None
     if form == "json":
-        print(json.dumps(result, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        print_table(["measure", "value"], [[key, str(value)] for key, value in result.items()])
+        from gantool.terminal import print_table
+
+        print_table(["", "median", "least to most"], rows)
     return None
 
 

@@ -113,6 +113,9 @@ class RuntimeConfig(Model):
     """Interval of the snapshots (EMA generator); the last step always makes one."""
     checkpoint_every: Duration = 1000
     """Interval of the checkpoints (full state); the last two are kept."""
+    rewrites: bool = True
+    """Do a convolution beside a doubling or halving of the size as one strided convolution where that is faster; the
+    same numbers up to rounding."""
     grid: Annotated[str, Field(pattern=r"^[1-9]\d?x[1-9]\d?$")] = "8x8"
     """Rows x columns of the sample grids."""
     samples_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "samples"
@@ -152,6 +155,10 @@ class RunConfig(Model):
     """Real images per discriminator update, over all processes."""
     generator_batch: Annotated[int, Field(ge=2)] | None = None
     """Generated images per generator update, over all processes; null: as many as `batch`."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "tf32"
+    """Arithmetic of convolutions and matrix products in training. tf32: float32, but TF32 on GPUs that have it, as
+    PyTorch does by default; float32: everywhere; bfloat16: mixed precision, for speed. Images are always generated in
+    float32."""
     n_dis: Positive = 1
     """Discriminator updates per step (one step is one generator update)."""
     steps: Duration = 10_000

@@ -20,7 +20,7 @@ from gantool.data.images import Labels, Pixels
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError
 from gantool.metrics.classifier import RECIPE, Classifier, train_network
-from gantool.metrics.features import exact_float32
+from gantool.precision import float32_products
 from gantool.progress import Progress
 
 
@@ -162,7 +162,7 @@ def _guesses(network: Classifier, images: ImageSet, device: torch.device, progre
     """The class of the largest logit of each image: int64 [num]."""
     network.eval()
     found: list[Labels] = []
-    with exact_float32():
+    with float32_products(tf32=False):
         for part in images.parts():
             found.append(network(part.to(device))[1].argmax(1).cpu().numpy())
             progress.step(f"classes of {images.title}", sum(map(len, found)), images.num)

@@ -28,7 +28,8 @@ from gantool.config.schema import digest_of
 from gantool.data.pack import PackedDataset
 from gantool.errors import UsageError
 from gantool.metrics.cache import once
-from gantool.metrics.features import Extractor, batches, exact_float32
+from gantool.metrics.features import Extractor, batches
+from gantool.precision import float32_products
 from gantool.progress import Progress
 
 WIDTHS = (32, 64, 128, 128)
@@ -184,7 +185,7 @@ def train_network(
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE)
     total, step = end * batch, 0
     losses = torch.zeros((), device=device)
-    with exact_float32(), torch.enable_grad():
+    with float32_products(tf32=False), torch.enable_grad():
         for indices in _batches_in_order(usable, batch, seed):
             optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1.0, (step + 1) / WINDOW) * (end - step) / end
             _, logits = network(torch.from_numpy(np.array(images(indices))).to(device))
@@ -223,7 +224,7 @@ def _accuracy(data: PackedDataset, network: Classifier, device: torch.device) ->
     indices, labels = _labelled(data, split)
     chosen = np.arange(min(len(indices), _NUM_TESTED)) * len(indices) // min(len(indices), _NUM_TESTED)
     network.eval()
-    with exact_float32():
+    with float32_products(tf32=False):
         parts = [network(part.to(device))[1].argmax(1).cpu() for part in batches(data.split(split)[0], indices[chosen])]
     right = float((torch.cat(parts).numpy() == labels[chosen]).mean())
     return right, "test images" if has_test else "training images"

@@ -11,7 +11,6 @@ through memory in between. No bit depends on the number of threads.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from gantool.precision import float32_products
 
 Images = npt.NDArray[np.uint8]
 
@@ -63,7 +64,7 @@ class Extractor:
         """Features of uint8 images [n, H, W, C], 0..255; the result is on the extractor's device."""
         assert images.dtype == torch.uint8 and images.ndim == 4 and len(images), (images.dtype, images.shape)
         blocks = torch.split(images.to(self.device), self.block)
-        with exact_float32():
+        with float32_products(tf32=False):
             if self.device.type == "cpu":
                 found = _one_for_each_core(self._features, blocks)
             else:
@@ -103,16 +104,3 @@ def batches(images: Images, indices: npt.NDArray[np.int64], size: int = 256) -> 
     """The images at `indices` (ascending) of a memory-mapped array, as uint8 tensors [<= size, H, W, C]."""
     for start in range(0, len(indices), size):
         yield torch.from_numpy(np.array(images[indices[start : start + size]]))
-
-
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Float32 products in float32 (no TF32, no bfloat16), by algorithms that give the same bits each time; the settings
-    of before come back afterwards."""
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gantool.errors import DataError, UsageError
-from gantool.metrics.features import Extractor, block_of, exact_float32
+from gantool.metrics.features import Extractor, block_of
 from gantool.metrics.inception_weights import FILE_NAMES, SCRIPTED_SHA256, SHA256, URL, Raw, find_weights, read
 from gantool.metrics.resize import PROTOCOLS, SIDE
 from gantool.metrics.weights import sha256
+from gantool.precision import float32_products
 
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch, 17 x 17 each
 SPATIAL_DIM = SPATIAL_CHANNELS * 17 * 17
@@ -127,7 +128,7 @@ def _check(raw: Raw, path: Path) -> None:
     if raw.scripted is None:
         return
     image = torch.randint(0, 256, (1, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with torch.inference_mode(), exact_float32():
+    with torch.inference_mode(), float32_products(tf32=False):
         pooled, _ = forward(raw.convs, (image.float() - 128) / 128)
         ours = {"features": pooled, "class probabilities": (pooled @ raw.fc.T).softmax(1)}
         try:

@@ -25,6 +25,7 @@ from gantool.models.layers import (
     norm_layer,
     with_class,
 )
+from gantool.models.resampling import doubled_conv
 
 
 class UpConv(nn.Module):
@@ -32,16 +33,17 @@ class UpConv(nn.Module):
 
     def __init__(self, kind: str, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
-        self.nearest = kind == "nearest"
         self.conv: nn.Module = (
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-            if self.nearest
+            if kind == "nearest"
             else nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, inputs, H, W] -> [B, outputs, 2H, 2W]."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2) if self.nearest else x)
+        if isinstance(self.conv, nn.Conv2d):
+            return doubled_conv(x, self.conv)
+        out: Tensor = self.conv(x)
         return out
 
 

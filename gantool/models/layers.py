@@ -3,6 +3,7 @@ a pure function, the discriminators' last layer, initialisation."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        world = dist.get_world_size()
+        world, x = dist.get_world_size(), x.float()
         others = [0, *range(2, x.ndim)]
         shape = (-1, *[1] * (x.ndim - 2))
         # Two passes: the variance around the global mean keeps float32's digits, unlike E[x^2] - E[x]^2.
@@ -123,8 +124,10 @@ class SpectralNorm(nn.Module):
         self.iterate(weight, 15)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight divided by the current estimate of its largest singular value."""
-        return weight / torch.dot(self.u, torch.mv(self._matrix(weight), self.v))
+        """The weight divided by the current estimate of its largest singular value; float32 also in mixed precision."""
+        kind = weight.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext():
+            return weight / torch.dot(self.u, torch.mv(self._matrix(weight), self.v))
 
     @torch.no_grad()
     def iterate(self, weight: Tensor, times: int = 1) -> None:

@@ -26,6 +26,7 @@ from gantool.models.layers import (
     initialise,
     norm_layer,
 )
+from gantool.models.resampling import doubled_conv, pooled_conv
 
 
 def doubled(x: Tensor, kind: str) -> Tensor:
@@ -53,7 +54,9 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """float [B, inputs, H, W], and what the norms take beside it -> [B, outputs, 2H, 2W]."""
         given = () if condition is None else (condition,)
-        out: Tensor = self.conv1(doubled(F.relu(self.norm1(x, *given)), self.upsample))
+        out: Tensor = F.relu(self.norm1(x, *given))
+        nearest = self.upsample == "nearest"
+        out = doubled_conv(out, self.conv1) if nearest else self.conv1(doubled(out, self.upsample))
         out = self.conv2(F.relu(self.norm2(out, *given)))
         shortcut: Tensor = doubled(self.shortcut(x), self.upsample)
         return out + shortcut
@@ -72,9 +75,9 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, inputs, H, W] -> [B, outputs, H, W], or half as high and wide."""
-        out: Tensor = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
-        if self.halve:
-            out, x = F.avg_pool2d(out, 2), F.avg_pool2d(x, 2)
+        out: Tensor = F.relu(self.conv1(x if self.first else F.relu(x)))
+        out = pooled_conv(out, self.conv2) if self.halve else self.conv2(out)
+        x = F.avg_pool2d(x, 2) if self.halve else x
         shortcut: Tensor = self.shortcut(x)
         return out + shortcut
 

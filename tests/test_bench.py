@@ -1,0 +1,77 @@
+"""`gantool bench`: what it counts and what it prints. Its times are nobody's business here."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import Gantool
+
+from gantool.bench import bench
+from gantool.config.loader import load_run_config
+from gantool.data.pack import ensure_packed
+from gantool.progress import Silent
+
+SHORT = ("--rounds", "2", "--steps", "2", "--format", "json")
+
+
+def test_arithmetic_of_a_step_is_that_of_its_layers(tiny: Path, data_dir: Path) -> None:
+    batch, n_dis = 8, 2
+    generator, discriminator = [8, 16, 192], [192, 32, 1]  # 8x8 RGB images
+    options = ["generator={kind: mlp, latent_dim: 8, widths: [16]}", "discriminator={kind: mlp, widths: [32]}"]
+    config = load_run_config(tiny, [*options, f"batch={batch}", f"n_dis={n_dis}", "augment=none"])
+    result = bench(config, ensure_packed(config.data, data_dir, Silent()), rounds=1, steps=1, progress=Silent())
+
+    def products(images: int, widths: list[int]) -> list[int]:
+        return [2 * images * a * b for a, b in pairwise(widths)]
+
+    forward_g, forward_d = products(batch, generator), products(batch, discriminator)
+    both = products(2 * batch, discriminator)
+    # The discriminator's update: images without a graph, one pass over both halves, gradients of all weights and of all
+    # inputs but the first. The generator's: through a frozen discriminator.
+    update_d = sum(forward_g) + sum(both) + sum(both) + sum(both[1:])
+    update_g = sum(forward_g) + sum(forward_d) + sum(forward_d) + sum(forward_g) + sum(forward_g[1:])
+    assert result.flop_per_step == n_dis * update_d + update_g
+
+
+def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
+    done = gantool("bench", tiny, *SHORT, "--compare", "plain", "--set", "n_dis=2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["images_per_second"]["median"] == pytest.approx(16 * found["steps_per_second"]["median"])
+    assert sum(found["shares"].values()) == pytest.approx(1) and min(found["shares"].values()) > -0.01
+    assert set(found["shares"]) == {"data", "discriminator", "generator", "average", "report", "the rest"}
+    for name in ("images_per_second", "against_bare", "against_plain"):
+        assert 0 < found[name]["least"] <= found[name]["median"] <= found[name]["most"]
+    used = found["flop_per_step"] * found["steps_per_second"]["median"] / found["ceiling_flops"]
+    assert found["share_of_ceiling"] == pytest.approx(used)
+    assert (found["device"], found["ranks"], found["threads"]) == ("cpu", 1, 1)
+
+
+def test_ranks_do_the_arithmetic_of_one_together(gantool: Gantool, tiny: Path) -> None:
+    one, two = (gantool("bench", tiny, *SHORT, "--ranks", number) for number in (1, 2))
+    assert two.returncode == 0, two.stderr
+    first, second = json.loads(one.stdout), json.loads(two.stdout)
+    assert second["ranks"] == 2 and second["flop_per_step"] == first["flop_per_step"]
+
+
+def test_packed_runs_beside_one_alone(gantool: Gantool, tiny: Path) -> None:
+    done = gantool("bench", tiny, *SHORT, "--packed", "2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["packed"] == 2 and found["ratio"] == pytest.approx(found["images_per_second"] / found["one_alone"])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--compare", "speed"), "--compare: found 'speed', expected one of plain"),
+        (("--packed", "2", "--nproc", "2"), "--packed goes without"),
+        (("--nproc", "3"), "8 images cannot be shared by 3 processes"),
+    ],
+)
+def test_wrong_words(words: tuple[str, ...], text: str, gantool: Gantool, tiny: Path) -> None:
+    done = gantool("bench", tiny, *words)
+    assert done.returncode == 2 and text in done.stderr

@@ -1,0 +1,88 @@
+"""The strided forms give the numbers of the plain ones: values, gradients of every order, whole trainings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Gantool
+from test_resume import sets, train_whole
+from torch import Tensor, nn
+
+from gantool import checkpoint
+from gantool.models import resampling
+from gantool.models.layers import add_spectral_norm
+from gantool.models.resampling import doubled_conv, pooled_conv, rewritten
+
+Layer = Callable[[Tensor, nn.Conv2d], Tensor]
+PLAIN: list[tuple[Layer, Layer]] = [
+    (doubled_conv, lambda x, conv: conv(F.interpolate(x, scale_factor=2))),
+    (pooled_conv, lambda x, conv: F.avg_pool2d(conv(x), 2)),
+]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 28)])
+@pytest.mark.parametrize("normalised", [False, True], ids=["weight", "spectral-norm"])
+@pytest.mark.parametrize(("strided", "plain"), PLAIN, ids=["doubled", "pooled"])
+def test_values_and_gradients_of_both_orders(
+    strided: Layer, plain: Layer, normalised: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, padding=1).double()
+    if normalised:
+        add_spectral_norm(conv)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    used = []
+    monkeypatch.setattr(resampling, "_with_box", lambda w, original=resampling._with_box: used.append(1) or original(w))
+    found = []
+    for layer in (strided, plain):
+        out = layer(x, conv)
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)  # as a gradient penalty does
+        found.append([out, slope, *torch.autograd.grad(slope.square().sum(), [x, *conv.parameters()])])
+    assert used  # or two plain forms would have been compared
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("strided", "plain"), PLAIN, ids=["doubled", "pooled"])
+def test_the_plain_form_is_taken_where_it_is_asked_for(strided: Layer, plain: Layer) -> None:
+    conv, x = nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 16, 16)
+    with rewritten(False):
+        assert torch.equal(strided(x, conv), plain(x, conv))
+
+
+NETWORKS = {
+    "conv": "generator={kind: conv, upsample: nearest, latent_dim: 8, width: 4, max_width: 8, norm: none}",
+    "residual": "generator={kind: conv, upsample: nearest, residual: true, latent_dim: 8, width: 4, norm: none}",
+    "resnet": "generator={kind: resnet, latent_dim: 8, width: 4, max_width: 8}",
+}
+RESNET = "discriminator={kind: resnet, width: 4, max_width: 8, spectral_norm: true}"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_training_of_50_steps_gives_the_same_numbers(
+    network: str, gantool: Gantool, tiny: Path, tmp_path: Path
+) -> None:
+    # A large eps keeps Adam from blowing rounding up where a gradient is all but zero.
+    options = ["data={name: shapes, size: 32}", NETWORKS[network], RESNET, "penalty=gp", "steps=50"]
+    options += ["optimizer.generator.eps=1e-3", "optimizer.discriminator.eps=1e-3", "optimizer.generator.lr=2e-4"]
+    options += [f"runtime.data_dir={tmp_path / 'data'}"]
+    found = []
+    for rewrites in ("true", "false"):
+        words = sets((*options, f"runtime.rewrites={rewrites}", f"runtime.runs_dir={tmp_path / rewrites}"))
+        run = train_whole(gantool, tiny, *words)
+        rows = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+        found.append((checkpoint.load(sorted((run / "snapshots").glob("*"))[-1])[0], rows, run.name))
+    (strided, rows, name), (plain, plain_rows, plain_name) = found
+    assert name == plain_name
+    assert any(not torch.equal(strided[key], plain[key]) for key in plain)  # another path was taken
+    for key, value in plain.items():
+        torch.testing.assert_close(
+            strided[key].float(), value.float(), rtol=1e-3, atol=1e-3 if network == "resnet" else 1e-5
+        )
+    for one, other in zip(rows, plain_rows, strict=True):
+        assert one["loss_d"] == pytest.approx(other["loss_d"], rel=1e-3, abs=1e-4)
