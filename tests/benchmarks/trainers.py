@@ -1,6 +1,6 @@
 """Time of a training step here and in the loops that people use, side by side: same networks, same batch, same threads.
 
-    pip install --no-deps torch-mimicry
+    pip install scikit-image && pip install --no-deps torch-mimicry
     python tests/benchmarks/trainers.py [dcgan|sngan] [--batch 64] [--rounds 5] [--steps 10] [--threads 2]
 
 dcgan: DCGAN-32 (width 64) against the loop of PyTorch's DCGAN tutorial, with torchvision's ToTensor and Normalize in a
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import io
 import statistics
 import sys
@@ -114,7 +115,12 @@ def tutorial(config: RunConfig, data: PackedDataset, _: Path) -> Step:
 
 def mimicry(config: RunConfig, data: PackedDataset, _: Path) -> Step:
     """torch-mimicry's networks and steps in the order of its trainer."""
-    sys.modules["torch_mimicry.metrics"] = types.ModuleType("torch_mimicry.metrics")  # they need tensorflow
+    # Without the `__init__` of these packages, which want tensorflow and parts of torch that are gone.
+    place = Path(str(importlib.metadata.distribution("torch-mimicry").locate_file("torch_mimicry")))
+    for name in ("torch_mimicry", "torch_mimicry.training", "torch_mimicry.utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(place.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
     from torch_mimicry.nets import sngan
     from torch_mimicry.training.metric_log import MetricLog
 
