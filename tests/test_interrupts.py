@@ -55,12 +55,12 @@ def test_a_running_training_that_is_cancelled_saves_and_stays_cancelled(
         time.sleep(0.1)
     (run,) = [RunDirectory(path) for path in (tmp_path / "runs").iterdir()]
     done = gantool("cancel", run.path)
-    assert done.returncode == 0 and str(run.path) in done.stdout and "1 runs cancelled" in done.stderr
+    assert done.returncode == 0 and str(run.path) in done.stdout and "1 run cancelled" in done.stderr
     _, words_of_it = process.communicate(timeout=120)
     assert process.returncode == 75 and "stopped by gantool cancel" in words_of_it
     assert run.state() == "cancelled" and not run.marked("stopped")
     assert list((run.path / "checkpoints").iterdir())
     again = gantool("train", run.path)
     assert again.returncode == 1 and "this run was cancelled" in again.stderr
-    assert "1 runs may go on" in gantool("cancel", run.path, "--undo").stderr
+    assert "1 run may go on" in gantool("cancel", run.path, "--undo").stderr
     assert run.state() != "cancelled"

@@ -28,7 +28,7 @@ def test_cancelled_runs_stay_cancelled(desk: Desk) -> None:
     assert "(4 cancelled before): nothing to submit" in said and desk.ended()
     before = runs[0].status()["step"]
     for seed in (0, 1):
-        assert "1 runs may go on" in desk.gantool("cancel", "--undo", "sweeps/sweep", f"seed={seed}")
+        assert "1 run may go on" in desk.gantool("cancel", "--undo", "sweeps/sweep", f"seed={seed}")
     desk.gantool("sweep", "sweep.yaml")
     desk.wait("the end", desk.ended)
     desk.wait_for_states("done", "done", "cancelled", "cancelled")
