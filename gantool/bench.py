@@ -327,10 +327,14 @@ def _bare_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizers[player].step()
 
-    def update_discriminator() -> None:
+    kept: list[torch.Tensor] = []
+
+    def update_discriminator(keep: bool) -> None:
         own = labels["discriminator"]
-        with torch.no_grad():
-            fake = players.call(generator, latents["discriminator"], own)
+        with torch.set_grad_enabled(keep):
+            made = players.call(generator, latents["discriminator"], own)
+        kept.extend([made] if keep else [])
+        fake = made.detach()
         if players.one_pass:
             both = judge(torch.cat([real, fake]), None if own is None else torch.cat([own, own]))
             real_logits, fake_logits = both.chunk(2)
@@ -343,15 +347,15 @@ def _bare_steps(trainer: Trainer, steps: int) -> Callable[[], None]:
         if players.loss.paired:
             with torch.no_grad():
                 real_logits = judge(real, own)
-        logits = judge(players.call(generator, latents["generator"], own), own)
+        logits = judge(kept.pop() if kept else players.call(generator, latents["generator"], own), own)
         update("generator", players.loss.generator(real_logits, logits))
 
     def work() -> None:
         with players.arithmetic():
             for _ in range(steps):
                 discriminator.requires_grad_(True)
-                for _ in range(config.n_dis):
-                    update_discriminator()
+                for update in range(config.n_dis):
+                    update_discriminator(config.reuse_fakes and update == config.n_dis - 1)
                 discriminator.requires_grad_(False)
                 update_generator()
 

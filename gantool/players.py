@@ -58,6 +58,7 @@ class Players:
         self.has_dropout = any(isinstance(module, Dropout) for module in state.discriminator.modules())
         condition = getattr(config.discriminator, "condition", None)
         self.class_weights = (getattr(condition, "weight", 0.0), getattr(condition, "generator_weight", 0.0))
+        self._kept: tuple[Tensor, Tensor | None] | None = None  # what the generator made for the discriminator, labels
         self.batches = {"discriminator": config.batch, "generator": config.generator_batch or config.batch}
 
     def step(self) -> Tensor:
@@ -89,8 +90,15 @@ class Players:
             state.ada.state[0] = self.value(state.ada.settings.p)
         fake_labels = labels if pair.paired else self.random_labels("discriminator", state.step, update)
         self._train_discriminator(True)
-        with torch.no_grad(), parametrize.cached():
-            fake = self.call(state.generator, self.latents("discriminator", state.step, update), fake_labels)
+        latents = self.latents("discriminator", state.step, update)
+        if self.config.reuse_fakes and update == self.config.n_dis - 1:
+            iterate_spectral_norms(state.generator)
+            with parametrize.cached():
+                self._kept = self.call(state.generator, latents, fake_labels), fake_labels
+            fake = self._kept[0].detach()
+        else:
+            with torch.no_grad(), parametrize.cached():
+                fake = self.call(state.generator, latents, fake_labels)
         iterate_spectral_norms(state.discriminator)
         look = Look(self, "discriminator", turn)
         # The normalised weights are computed once and shared by all passes of the update.
@@ -122,17 +130,23 @@ class Players:
         """One update of the generator; its loss."""
         state, step = self.state, self.state.step
         self._train_discriminator(False)
-        iterate_spectral_norms(state.generator)
+        kept, self._kept = self._kept, None
+        if kept is None:
+            iterate_spectral_norms(state.generator)
         look = Look(self, "generator", step)
         real_logits = None
         with parametrize.cached():
+            if kept is not None:
+                fake, labels = kept
+            else:
+                paired = self.loss.paired
+                labels = (
+                    self.labels_of(self.real_of_generator, step) if paired else self.random_labels("generator", step)
+                )
+                fake = self.call(state.generator, self.latents("generator", step), labels)
             if self.loss.paired:
-                labels = self.labels_of(self.real_of_generator, step)
                 with torch.no_grad():
                     real_logits, _ = look.real(self.real_of_generator.batch(step), labels)
-            else:
-                labels = self.random_labels("generator", step)
-            fake = self.call(state.generator, self.latents("generator", step), labels)
             fake_logits, classes = look.fake(fake, labels)
             loss = self.loss.generator(real_logits, fake_logits)
             if classes is not None and labels is not None:

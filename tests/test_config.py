@@ -278,7 +278,7 @@ CHANGED = [
     "batch=32", "n_dis=2", "steps=20000", "steps=10 epochs", "data.name=mnist", "data.size=64", "data.fit=pad",
     "loss=hinge",
     "penalty=lecam",
-    "generator_batch=32", "augment=basic", "precision=bfloat16",
+    "generator_batch=32", "augment=basic", "precision=bfloat16", "reuse_fakes=true",
     "generator.width=32", "generator.residual=true", "discriminator.spectral_norm=true",
     "ema.decay=0.99", "ema.warmup=false", "optimizer.generator.lr=1e-4", "optimizer.discriminator.beta1=0.0",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gantool import checkpoint
 from gantool.models import resampling
 from gantool.models.layers import add_spectral_norm
-from gantool.models.resampling import doubled_conv, pooled_conv, rewritten
+from gantool.models.resampling import bilinear, doubled_conv, pooled_conv, rewritten
 
 Layer = Callable[[Tensor, nn.Conv2d], Tensor]
 PLAIN: list[tuple[Layer, Layer]] = [
@@ -53,6 +53,19 @@ def test_the_plain_form_is_taken_where_it_is_asked_for(strided: Layer, plain: La
     conv, x = nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 16, 16)
     with rewritten(False):
         assert torch.equal(strided(x, conv), plain(x, conv))
+
+
+def test_both_forms_of_bilinear_upsampling_agree() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 10, dtype=torch.float64, requires_grad=True)
+    found = []
+    for wanted in (True, False):
+        with rewritten(wanted):
+            out = bilinear(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), x)])
+    assert not torch.equal(found[0][0], found[1][0])  # two forms indeed
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 NETWORKS = {

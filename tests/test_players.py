@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
 
 from gantool.config.base import Ramp, value_at
@@ -159,3 +161,44 @@ def test_what_a_network_froze_stays_frozen(data_dir: Path) -> None:
     before = frozen.clone()
     again.step()
     assert torch.equal(before, frozen) and not frozen.requires_grad
+
+
+@pytest.mark.parametrize("n_dis", [1, 3])
+def test_reused_images_are_those_of_the_discriminators_last_update(n_dis: int, data_dir: Path) -> None:
+    """The same weights as a loop written out, in which the generator's update has no pass of its own."""
+    mlp = {"kind": "mlp", "widths": [8]}
+    nets = {"generator": {"latent_dim": 4, **mlp}, "discriminator": {"dropout": 0.0, **mlp}}
+    both = players(data_dir, reuse_fakes=True, n_dis=n_dis, **nets)
+    names = ("generator", "discriminator")
+    generator, discriminator = (copy.deepcopy(getattr(both.state, name)) for name in names)
+    adam = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    of_generator = torch.optim.Adam(generator.parameters(), **adam)
+    of_discriminator = torch.optim.Adam(discriminator.parameters(), **adam)
+    bce = F.binary_cross_entropy_with_logits
+    for step in range(3):
+        both.step()
+        for update in range(n_dis):
+            real = both.real.batch(step * n_dis + update)
+            fake = generator(both.latents("discriminator", step, update))
+            real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
+            loss = bce(real_logits, torch.ones(6)) + bce(fake_logits, torch.zeros(6))
+            of_discriminator.zero_grad()
+            loss.backward()
+            of_discriminator.step()
+        loss = bce(discriminator(fake), torch.ones(6))
+        of_generator.zero_grad()
+        loss.backward()
+        of_generator.step()
+        both.state.step += 1
+    for name, network in zip(names, (generator, discriminator), strict=True):
+        for one, other in zip(getattr(both.state, name).parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [({"generator_batch": 4}, "generator_batch is 4"), ({"loss": "relativistic"}, "real images of the same classes")],
+)
+def test_images_that_cannot_be_reused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        RunConfig.model_validate({"reuse_fakes": True, "batch": 6, **changes})

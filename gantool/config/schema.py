@@ -159,6 +159,9 @@ class RunConfig(Model):
     """Arithmetic of convolutions and matrix products in training. tf32: float32, but TF32 on GPUs that have it, as
     PyTorch does by default; float32: everywhere; bfloat16: mixed precision, for speed. Images are always generated in
     float32."""
+    reuse_fakes: bool = False
+    """The generator learns from the images of the discriminator's last update, seen by the updated discriminator, as in
+    PyTorch's DCGAN tutorial: one pass of the generator less. false: from new ones (Goodfellow et al., 2014)."""
     n_dis: Positive = 1
     """Discriminator updates per step (one step is one generator update)."""
     steps: Duration = 10_000
@@ -219,9 +222,27 @@ def cross_field_problems(config: RunConfig) -> Problems:
     elif data.image_size % 4 or not 4 <= data.image_size <= 1024:
         text = f"found {data.image_size}, expected a multiple of 4 from 4 to 1024"
         problems.append((("data.size",), text, "the networks start at about 4x4 pixels and double"))
-    problems += _network_problems(config) + _objective_problems(config) + _output_problems(config.runtime)
+    problems += (
+        _reuse_problems(config)
+        + _network_problems(config)
+        + _objective_problems(config)
+        + _output_problems(config.runtime)
+    )
     if config.eval:
         problems += eval_problems(config.eval, config.conditional)
+    return problems
+
+
+def _reuse_problems(config: RunConfig) -> Problems:
+    if not config.reuse_fakes:
+        return []
+    problems: Problems = []
+    if config.generator_batch not in (None, config.batch):
+        text = f"the images of the discriminator's update are {config.batch}, but generator_batch is"
+        problems.append((("generator_batch", "reuse_fakes"), f"{text} {config.generator_batch}", "leave it out"))
+    if config.loss.kind == "relativistic" or getattr(config.loss, "paired", False):
+        text = f"the loss {config.loss.kind} needs real images of the same classes beside new generated ones"
+        problems.append((("reuse_fakes", "loss"), text, "set reuse_fakes to false"))
     return problems
 
 

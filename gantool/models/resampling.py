@@ -46,6 +46,16 @@ def strided_doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
+def bilinear(x: Tensor) -> Tensor:
+    """Bilinear upsampling of x (half-pixel centres): float [B, C, H, W] -> [B, C, 2H, 2W]."""
+    if _wanted[0] and x.device.type == "cpu":
+        return F.interpolate(x, scale_factor=2, mode="bilinear")
+    # Repeated pixels and [1, 2, 1] / 4, as two boxes that shrink at the edges: the backward pass of interpolate is not
+    # deterministic on CUDA.
+    x = F.interpolate(x, scale_factor=2)
+    return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1, padding=1, count_include_pad=False), 2, stride=1)
+
+
 def pooled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Means of 2x2 pixels of `conv`, 3x3 with padding 1, of x.
 

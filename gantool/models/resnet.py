@@ -26,17 +26,12 @@ from gantool.models.layers import (
     initialise,
     norm_layer,
 )
-from gantool.models.resampling import doubled_conv, pooled_conv
+from gantool.models.resampling import bilinear, doubled_conv, pooled_conv
 
 
 def doubled(x: Tensor, kind: str) -> Tensor:
     """float [B, C, H, W] -> [B, C, 2H, 2W] by `nearest` or `bilinear` upsampling (half-pixel centres)."""
-    x = F.interpolate(x, scale_factor=2)
-    if kind == "nearest":
-        return x
-    # Bilinear is nearest and [1, 2, 1] / 4, done here as two boxes that shrink at the edges: the backward pass of
-    # F.interpolate(mode="bilinear") is not deterministic on CUDA.
-    return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1, padding=1, count_include_pad=False), 2, stride=1)
+    return F.interpolate(x, scale_factor=2) if kind == "nearest" else bilinear(x)
 
 
 class UpBlock(nn.Module):

@@ -4,9 +4,10 @@
     python tests/benchmarks/trainers.py [dcgan|sngan] [--batch 64] [--rounds 5] [--steps 10] [--threads 2]
 
 dcgan: DCGAN-32 (width 64) against the loop of PyTorch's DCGAN tutorial, with torchvision's ToTensor and Normalize in a
-DataLoader of two workers. sngan: SNGAN-ResNet-32 (`n_dis` 5) against torch-mimicry's networks and training steps with
-the same DataLoader; its logging is left out. The contenders take turns in each round, so that a busy machine is busy
-for all; a ratio is of one round. A step is one update of the generator, with what belongs to it.
+DataLoader of two workers; that loop makes images once for both players, as `reuse_fakes` does. sngan: SNGAN-ResNet-32
+(`n_dis` 5) against torch-mimicry's networks and training steps with the same DataLoader; its logging is left out. The
+contenders take turns in each round, so that a busy machine is busy for all; a ratio is of one round. A step is one
+update of the generator, with what belongs to it.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ def main() -> None:
             "gantool": (trainer, ()),
             "without rewrites": (trainer, ("runtime.rewrites=false",)),
             "bfloat16": (trainer, ("precision=bfloat16",)),
+            "reuse_fakes": (trainer, ("reuse_fakes=true",)),
+            "both": (trainer, ("precision=bfloat16", "reuse_fakes=true")),
             peer[0]: (peer[1], ()),
         }
         steps: dict[str, Step] = {}
