@@ -70,7 +70,6 @@ def test_both_forms_of_bilinear_upsampling_agree() -> None:
 
 NETWORKS = {
     "conv": "generator={kind: conv, upsample: nearest, latent_dim: 8, width: 4, max_width: 8, norm: none}",
-    "residual": "generator={kind: conv, upsample: nearest, residual: true, latent_dim: 8, width: 4, norm: none}",
     "resnet": "generator={kind: resnet, latent_dim: 8, width: 4, max_width: 8}",
 }
 RESNET = "discriminator={kind: resnet, width: 4, max_width: 8, spectral_norm: true}"
