@@ -39,6 +39,9 @@ class Runtime:
         trackers: list[Any] = list(settings.trackers)
         # The other ranks wait while rank 0 scores, which may take longer than the default half hour.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+        threads = num_threads(settings.threads)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it to 1, and warns
         self._accelerator = Accelerator(
             cpu=kind == "cpu", log_with=trackers or None, project_dir=folder, kwargs_handlers=[patience]
         )
@@ -47,7 +50,7 @@ class Runtime:
         self.num_ranks: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
         self._tracking = bool(trackers)
-        set_threads(num_threads(settings.threads))
+        set_threads(threads)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace float tensors of the same shapes on all ranks by their mean over the ranks."""
