@@ -26,7 +26,8 @@ broken=$(echo "$checked" | grep --invert-match --regexp='^No broken' --regexp='r
 [ -n "$checked" ] && [ -z "$broken" ] || { echo "pip check failed: $broken" >&2; exit 1; }
 
 # What is in the image, and one digest of it all: of every Python package (RECORD holds the digests of its files), of
-# Python's version and build, and of the names and versions of the system's packages. Two builds with the same contents have the same digest, unlike their files.
+# Python's version and build, and of the names and versions of the system's packages. Two builds with the same contents
+# have the same digest, unlike their files.
 pip list --format=freeze >$home/installed.txt
 dpkg-query --show >$home/system.txt
 digest=$({ find $home/lib -path '*.dist-info/RECORD' | LC_ALL=C sort | xargs cat; cat $home/system.txt; python3 -VV; } | sha256sum)

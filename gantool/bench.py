@@ -27,7 +27,6 @@ from gantool.data.pack import PackedDataset, open_packed
 from gantool.errors import GantoolError
 from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
-from gantool.precision import float32_products
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
@@ -135,7 +134,7 @@ def bench(
             progress.step("bench", index + 1, rounds + 1)
         shares = _shares(trainer, steps)
         flop = _flop(trainer)
-        ceiling = _ceiling(device, config.precision) * runtime.num_ranks
+        ceiling = _ceiling(trainer) * runtime.num_ranks
     ratios = {
         name: Measure.of([other / own for other, own in zip(times, seconds["trainer"], strict=True)])
         for name, times in seconds.items()
@@ -181,7 +180,7 @@ def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
         times = [found.get(timeout=60) for _ in members]
     finally:
         for member in members:
-            member.join(timeout=60)
+            member.join(timeout=5)  # one that waits for another, which has failed, never ends
             member.kill()
     slowest: list[float] = [max(each) for each in zip(*times, strict=True)]  # of each round, which all begin together
     images = number * steps * config.batch * config.n_dis
@@ -276,12 +275,13 @@ def _flop(trainer: Trainer) -> int:
     return int(counter.get_total_flops())
 
 
-def _ceiling(device: torch.device, precision: str) -> float:
+def _ceiling(trainer: Trainer) -> float:
     """Floating point operations a second of a large product of matrices, the best of some."""
-    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    device = trainer.runtime.device
+    kind = torch.bfloat16 if trainer.config.precision == "bfloat16" else torch.float32
     size = _CEILING_SIZE * (4 if device.type == "cuda" else 1)
     a, b = (torch.rand(size, size, device=device, dtype=kind) for _ in range(2))
-    with float32_products(tf32=precision != "float32"):
+    with trainer.players.arithmetic():
         best = min(_seconds(device, lambda: a @ b) for _ in range(8))
     return float(2 * size**3) / best
 

@@ -74,7 +74,8 @@ class Players:
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
         """How products and layers are computed, as the config has it."""
-        with float32_products(tf32=self.config.precision != "float32"), rewritten(self.config.runtime.rewrites):
+        tf32 = self.config.precision != "float32" and self.runtime.device.type == "cuda"
+        with float32_products(tf32), rewritten(self.config.runtime.rewrites):
             yield
 
     def call(self, network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Any:
@@ -139,10 +140,9 @@ class Players:
             if kept is not None:
                 fake, labels = kept
             else:
-                paired = self.loss.paired
-                labels = (
-                    self.labels_of(self.real_of_generator, step) if paired else self.random_labels("generator", step)
-                )
+                labels = self.random_labels("generator", step)
+                if self.loss.paired:
+                    labels = self.labels_of(self.real_of_generator, step)
                 fake = self.call(state.generator, self.latents("generator", step), labels)
             if self.loss.paired:
                 with torch.no_grad():

@@ -157,8 +157,8 @@ class RunConfig(Model):
     """Generated images per generator update, over all processes; null: as many as `batch`."""
     precision: Literal["float32", "tf32", "bfloat16"] = "tf32"
     """Arithmetic of convolutions and matrix products in training. tf32: float32, but TF32 on GPUs that have it, as
-    PyTorch does by default; float32: everywhere; bfloat16: mixed precision, for speed. Images are always generated in
-    float32."""
+    PyTorch's convolutions do by default; float32: everywhere; bfloat16: mixed precision, for speed. Samples and scores
+    are always computed in float32 from the weights."""
     reuse_fakes: bool = False
     """The generator learns from the images of the discriminator's last update, seen by the updated discriminator, as in
     PyTorch's DCGAN tutorial: one pass of the generator less. false: from new ones (Goodfellow et al., 2014)."""
@@ -222,12 +222,8 @@ def cross_field_problems(config: RunConfig) -> Problems:
     elif data.image_size % 4 or not 4 <= data.image_size <= 1024:
         text = f"found {data.image_size}, expected a multiple of 4 from 4 to 1024"
         problems.append((("data.size",), text, "the networks start at about 4x4 pixels and double"))
-    problems += (
-        _reuse_problems(config)
-        + _network_problems(config)
-        + _objective_problems(config)
-        + _output_problems(config.runtime)
-    )
+    problems += _reuse_problems(config) + _network_problems(config)
+    problems += _objective_problems(config) + _output_problems(config.runtime)
     if config.eval:
         problems += eval_problems(config.eval, config.conditional)
     return problems
