@@ -157,8 +157,8 @@ class RunConfig(Model):
     """Generated images per generator update, over all processes; null: as many as `batch`."""
     precision: Literal["float32", "tf32", "bfloat16"] = "tf32"
     """Arithmetic of convolutions and matrix products in training. tf32: float32, but TF32 on GPUs that have it, as
-    PyTorch's convolutions do by default; float32: everywhere; bfloat16: mixed precision, for speed. Samples and scores
-    are always computed in float32 from the weights."""
+    PyTorch's convolutions do by default; float32: everywhere; bfloat16: mixed precision, for speed. Samples
+    are always drawn in float32."""
     reuse_fakes: bool = False
     """The generator learns from the images of the discriminator's last update, seen by the updated discriminator, as in
     PyTorch's DCGAN tutorial: one pass of the generator less. false: from new ones (Goodfellow et al., 2014)."""
