@@ -18,6 +18,8 @@ from gantool import container
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import torch
 
     from gantool.terminal import TerminalProgress
@@ -87,7 +89,7 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         # SIGTERM unwinds like Ctrl-C, so that temporary files are removed.
         for number in (signal.SIGTERM, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:  # as job.sh has it until a run can save
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, _unwind)
         code = call() or EXIT_DONE
         sys.stdout.flush()
         return code
@@ -99,9 +101,9 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         if os.environ.get("RANK", "0") == "0":
             complain("interrupted", stop.message, stop.hint)
         return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
-            complain("interrupted", "stopped by a signal", "run the same command again to go on")
+            complain("interrupted", f"stopped by {stop or 'SIGINT'}", "run the same command again to go on")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `gantool status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,6 +113,10 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         hint = "this is a defect of gantool: run with --debug to see where"
         complain("error", f"{type(error).__name__}: {error}", hint)
         return EXIT_FAILED
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _show_traceback() -> None:
