@@ -1,18 +1,14 @@
-"""From the scores of finished runs to tables: mean and sample standard deviation over seeds. No torch.
+"""From the scores of finished runs to groups: mean and sample standard deviation over seeds. No torch.
 
 Scores with different protocols (extractor, number of images, reference data) are never averaged or ranked together.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gantool import files
@@ -20,7 +16,7 @@ from gantool.config.grid import Labels, Report
 from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
 from gantool.local import last_output
-from gantool.manifest import SweepPlan, Trial
+from gantool.manifest import Trial
 from gantool.runs import Look
 from gantool.submissions import Jobs
 
@@ -68,6 +64,21 @@ class Spread:
             return None
         return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the mean by Student's t; None for one number."""
+        if self.sd is None:
+            return None
+        half = t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+
+def t_quantile(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t distribution: half of a 95 % interval, in standard errors."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
+
 
 @dataclass(frozen=True)
 class Group:
@@ -80,8 +91,8 @@ class Group:
     """Runs without a score."""
     best: bool
     """Whether no group with the same protocol has a better mean of the report's metric."""
-    difference: Spread | None
-    """Of the report's metric from the baseline's, over the seeds that both have; None without a baseline."""
+    differences: dict[str, Spread]
+    """Of each metric from the baseline's, over the seeds that both have; empty without a baseline."""
     real: dict[str, float]
     """What real images score: the yardstick."""
     data_title: str
@@ -145,7 +156,7 @@ def _made_by(versions: Any, image: Any) -> dict[str, str]:
     return {**{key: str(versions[key]) for key in ("gantool", "torch") if key in versions}, "image": digest or "none"}
 
 
-def _origins(rows: Sequence[Row]) -> list[str]:
+def origins(rows: Sequence[Row]) -> list[str]:
     """In words, the image that made the rows, and a warning where not all were made by the same."""
     lines = []
     for key, what in (("image", "images"), ("gantool", "versions of gantool"), ("torch", "versions of torch")):
@@ -182,7 +193,7 @@ def grouped(rows: Sequence[Row], report: Report) -> list[Group]:
                 spreads={name: spread for name, spread in spreads.items() if spread},
                 num_missing=len(members) - len(scored),
                 best=False,
-                difference=_difference(members, buckets, report),
+                differences=_differences(members, buckets, report),
                 real=first.real,
                 data_title=first.data_title,
                 protocol=first.protocol,
@@ -213,16 +224,21 @@ def _buckets(rows: Sequence[Row]) -> dict[_Bucket, list[Row]]:
     return buckets
 
 
-def _difference(members: list[Row], buckets: dict[_Bucket, list[Row]], report: Report) -> Spread | None:
+def _differences(members: list[Row], buckets: dict[_Bucket, list[Row]], report: Report) -> dict[str, Spread]:
     """Differences to the baseline, paired by seed: what the seeds have in common cancels out."""
-    labels, metric = members[0].labels, report.metric
+    labels = members[0].labels
     baseline = {**labels, **report.against}
-    if not report.against or metric is None or baseline == labels:
-        return None
+    if not report.against or baseline == labels:
+        return {}
     others = buckets.get((_key(baseline), next((row.protocol_digest for row in members if row.values), "")), [])
-    theirs = {row.seed: row.values[metric] for row in others if metric in row.values}
-    ours = [row for row in members if metric in row.values and row.seed in theirs]
-    return Spread.of([row.values[metric] - theirs[row.seed] for row in ours])
+    theirs = {row.seed: row.values for row in others}
+    found = {}
+    for name in dict.fromkeys(name for row in members for name in row.values):
+        pairs = [row.values[name] - theirs[row.seed][name] for row in members
+                 if name in row.values and name in theirs.get(row.seed, {})]  # fmt: skip
+        if spread := Spread.of(pairs):
+            found[name] = spread
+    return found
 
 
 def _ranked(groups: list[Group], report: Report) -> list[Group]:
@@ -240,182 +256,3 @@ def _ranked(groups: list[Group], report: Report) -> list[Group]:
         for group in groups
     ]
     return sorted(marked, key=lambda group: (places.get(group.protocol_digest, len(places)), value(group)))
-
-
-def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of texts; `mean ± sd (n)`, or `(n of all)` where runs are missing; `*` marks the best."""
-    axes = list(dict.fromkeys(axis for group in groups for axis in group.labels))
-    metrics = list(dict.fromkeys(name for group in groups for name in group.spreads))
-    metrics = [name for name in metrics if not name.endswith("_std")]  # the spread over seeds is the one to look at
-    if report.metric in metrics:
-        metrics = [report.metric, *(name for name in metrics if name != report.metric)]
-    titles = list(dict.fromkeys(group.data_title for group in groups if group.data_title))
-    mixed = any(group.mixed for group in groups)
-    against = any(group.difference for group in groups)
-    yardstick = [name for name in metrics if any(name in group.real for group in groups)]
-    headers = [*axes, *(["data"] if len(titles) > 1 else []), *(["protocol"] if mixed else []), *metrics]
-    headers += ["difference"] if against else []
-    headers += [f"real {name}" for name in yardstick]
-    rows = []
-    for group in groups:
-        cells = [group.labels.get(axis, "-") for axis in axes]
-        cells += [group.data_title or "-"] if len(titles) > 1 else []
-        cells += [group.protocol_digest or "-"] if mixed else []
-        for name in metrics:
-            star = " *" if group.best and name == report.metric else ""
-            cells.append(spread_text(group.spreads.get(name), group.num_missing) + star)
-        cells += [spread_text(group.difference, signed=True)] if against else []
-        cells += [number_text(group.real[name]) if name in group.real else "-" for name in yardstick]
-        rows.append(cells)
-    return (headers, rows) if headers else (["runs"], [])  # nothing varies and nothing is scored
-
-
-def spread_text(spread: Spread | None, num_missing: int = 0, signed: bool = False) -> str:
-    """`45.23 ± 1.20 (3)`; `45.23 ± 1.20 (2 of 3)` when one is missing; `-` for nothing at all."""
-    if spread is None:
-        return f"- (0 of {num_missing})" if num_missing else "-"
-    decimals = _decimals(spread.mean)
-    mean = f"{spread.mean:{'+' if signed else ''}.{decimals}f}"
-    count = f"{spread.n} of {spread.n + num_missing}" if num_missing else str(spread.n)
-    return f"{mean} ± {spread.sd:.{decimals}f} ({count})" if spread.sd is not None else f"{mean} ({count})"
-
-
-def number_text(value: float) -> str:
-    """Four digits: `45.23`, `0.001234`, `12345`."""
-    return f"{value:.{_decimals(value)}f}"
-
-
-def _decimals(value: float) -> int:
-    return min(8, max(0, 3 - math.floor(math.log10(abs(value))))) if value else 2
-
-
-def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One plain mapping a row: labels, seed, run, state, step, each metric, each `real_` metric, data, protocol."""
-    fixed = ("seed", "run", "state", "step", "data", "protocol")
-    return [
-        {
-            **{f"axis_{axis}" if axis in fixed else axis: label for axis, label in row.labels.items()},
-            "seed": row.seed,
-            "run": row.run,
-            "state": row.state,
-            "step": row.step,
-            **row.values,
-            **{f"real_{name}": value for name, value in row.real.items()},
-            **({"data": row.data_title, "protocol": row.protocol_digest} if row.values else {}),
-        }
-        for row in rows
-    ]
-
-
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Mappings as CSV: a column for each key of any row, empty where a row has none."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Mappings as a Markdown table: a column for each key of any row, `-` where a row has none."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    values = [[row.get(key) for key in keys] for row in rows]
-    cells = [[number_text(v) if isinstance(v, float) else "-" if v is None else str(v) for v in row] for row in values]
-    return _markdown_table(keys, cells) + "\n"
-
-
-def to_latex(rows: Sequence[dict[str, Any]]) -> str:
-    """Mappings as a LaTeX tabular with booktabs rules; protocols and warnings become comments below it."""
-    apart = ("protocol", "warnings")
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in apart]
-    numeric = [all(str(row.get(key, "-")).lstrip("-")[:1].isdigit() or row.get(key) in (None, "-") for row in rows)
-               for key in keys]  # fmt: skip
-    lines = [f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", "\\toprule"]
-    lines += [" & ".join(_latex(key) for key in keys) + " \\\\", "\\midrule"]
-    for row in rows:
-        values = [row.get(key) for key in keys]
-        cells = [number_text(v) if isinstance(v, float) else "--" if v is None else _latex(str(v)) for v in values]
-        lines.append(" & ".join(cells) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    notes = dict.fromkeys(str(row[key]) for row in rows for key in apart if row.get(key))
-    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
-
-
-def _latex(text: str) -> str:
-    """Text with TeX's special characters escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-
-
-def sweep_json(plan: SweepPlan, rows: Sequence[Row]) -> str:
-    """Everything: the report's settings, the rows, the groups."""
-    groups = [asdict(group) for group in grouped(rows, plan.report)]
-    value = {"sweep": plan.name, "report": asdict(plan.report), "rows": [asdict(row) for row in rows], "groups": groups}
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
-
-
-def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
-    """The table with what a reader must know: what is missing, the baseline, the protocols, the warnings."""
-    groups = grouped(rows, plan.report)
-    headers, cells = table(groups, plan.report)
-    lines = [f"# {plan.name}", "", _markdown_table(headers, cells), ""]
-    lines += ["Mean ± sample standard deviation (number of seeds)."]
-    if plan.report.metric and any(group.best for group in groups):
-        lines.append(f"`*`: the {plan.report.best} of {plan.report.metric} within a protocol.")
-    if any(group.difference for group in groups):
-        baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
-        lines.append(f"Difference: {plan.report.metric} against {baseline}, paired by seed.")
-    missing = [row for row in rows if not row.values]
-    lines += ["", f"Runs without a score: {len(missing)} of {len(rows)}.", ""] if missing else [""]
-    for row in missing:
-        if row.state != "done":
-            lines.append(f"- `{row.run}`: {row.state}{': ' if row.cause else ''}{row.cause}")
-        if row.output:
-            lines += ["", "  ```", *(f"  {line}" for line in row.output), "  ```", ""]
-    protocols = {group.protocol_digest: group for group in groups if group.spreads}
-    for digest, group in protocols.items():
-        lines += ["", f"Protocol {digest} ({group.data_title}): `{json.dumps(group.protocol)}`"]
-    lines += ["", *(f"- {line}" for line in origins)] if (origins := _origins(rows)) else []
-    lines += [f"- warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
-    return "\n".join(lines) + "\n"
-
-
-def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
-    """What stands below the table on a terminal: how to read it, what is missing, the protocols, the warnings."""
-    groups = grouped(rows, plan.report)
-    lines = ["mean ± sample standard deviation (number of seeds)"]
-    if plan.report.metric and any(group.best for group in groups):
-        lines[0] += f"; * the {plan.report.best} of {plan.report.metric} within a protocol"
-    if any(group.difference for group in groups):
-        baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
-        lines.append(f"difference: {plan.report.metric} against {baseline}, paired by seed")
-    for row in rows:
-        if not row.values:
-            lines.append(f"without a score: {row.run} ({row.state}{': ' if row.cause else ''}{row.cause})")
-            lines += [f"    {line}" for line in row.output]
-    protocols = {group.protocol_digest: group for group in groups if group.spreads}
-    lines += [
-        f"protocol {digest} ({group.data_title}): {_protocol_text(group.protocol)}"
-        for digest, group in protocols.items()
-    ]
-    lines += _origins(rows)
-    lines += [f"warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
-    return "\n".join(lines)
-
-
-def _protocol_text(protocol: Any) -> str:
-    return "  ".join(map(str, protocol.values())) if isinstance(protocol, dict) else str(protocol)
-
-
-def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows] if headers else []
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def write_results(plan: SweepPlan, rows: Sequence[Row]) -> list[Path]:
-    """results.csv, results.json and results.md in the sweep's folder."""
-    texts = {"csv": to_csv(flat(rows)), "json": sweep_json(plan, rows), "md": sweep_markdown(plan, rows)}
-    paths = [plan.folder / f"results.{ending}" for ending in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        files.write_text(path, text)
-    return paths

@@ -18,7 +18,8 @@ from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, write_manifest
 from gantool.progress import Progress, counted
-from gantool.results import Row, collect, number_text, scores_of, write_results
+from gantool.result_tables import number_text, write_results
+from gantool.results import Row, collect, scores_of
 from gantool.runs import RunDirectory, State
 from gantool.submissions import Jobs
 
@@ -140,6 +141,20 @@ def told_apart(plan: SweepPlan) -> SweepPlan:
     names = [re.sub(r"-s\d+$", "", trial.run.path.name) for trial in plan.trials]
     trials = tuple(replace(trial, labels={"config": name}) for trial, name in zip(plan.trials, names, strict=True))
     return replace(plan, trials=trials)
+
+
+def merged(plans: Sequence[SweepPlan]) -> SweepPlan:
+    """Several sweeps as one, each under a label of its own, so that runs of different sweeps are never averaged."""
+    plans = list({plan.folder.resolve(): plan for plan in plans}.values())
+    names = [plan.name for plan in plans]
+    trials: dict[Path, Trial] = {}
+    for plan in plans:
+        name = plan.name if names.count(plan.name) == 1 else str(plan.folder)
+        for trial in plan.trials:
+            labelled = replace(trial, labels={"sweep": name, **trial.labels})
+            trials.setdefault(trial.run.path.resolve(), labelled)
+    name = ", ".join(dict.fromkeys(names))
+    return SweepPlan(name, plans[0].folder, tuple(trials.values()), plans[0].report, plans[0].file)
 
 
 def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:

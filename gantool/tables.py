@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gantool.errors import GantoolError, UsageError
 from gantool.files import atomic_file, write_text
 from gantool.metrics.scores import Score, class_rows, score_rows
-from gantool.results import to_csv, to_latex, to_markdown
+from gantool.result_tables import to_csv, to_latex, to_markdown
 
 if TYPE_CHECKING:
     from gantool.doctor import Finding

@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "errors", "files", "progress", "randomness", "container", "driver"},
     {"models", "custom", "losses", "penalties", "data", "metrics"}
     | {"runtime", "precision", "runs", "interrupts", "launch", "cluster"},
-    {"checkpoint", "state", "manifest", "results", "local", "submissions"},
+    {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
     {"train", "train_scores", "evaluate", "bench", "doctor"},
     {"cli", "start", "scoring", "tables", "terminal", "__main__"},
@@ -28,7 +28,8 @@ WALLS = {
     "submitit": {"cluster.py"},
     "torchvision": {"data/download.py", "metrics/torchvision_nets.py"},
     "yaml": {"config/document.py"},
-    "matplotlib": {"report/curves.py"},
+    "matplotlib": {"report/curves.py", "report/plots.py"},
+    "jinja2": {"report/page.py"},
     "rich": {"terminal.py", "cli/program.py"},
     "typer": {f"cli/{name}.py" for name in ("program", "run_verbs", "sweep_verbs", "tool_verbs")},
 }
@@ -42,6 +43,7 @@ TORCH_FREE += [
     "gantool.doctor",
     "gantool.driver",
     "gantool.results",
+    "gantool.result_tables",
     "gantool.prepare",
     "gantool.data.pack",
     "gantool.launch",

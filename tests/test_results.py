@@ -18,21 +18,21 @@ from gantool import files
 from gantool.config.grid import Report
 from gantool.config.schema import EvalConfig, RunConfig
 from gantool.manifest import SweepPlan, Trial
-from gantool.results import (
-    Row,
-    Spread,
+from gantool.result_tables import (
     caption,
-    collect,
+    difference_text,
     flat,
-    grouped,
     number_text,
     spread_text,
     sweep_json,
+    sweep_latex,
     sweep_markdown,
     table,
     to_csv,
+    to_json_lines,
     to_markdown,
 )
+from gantool.results import Row, Spread, collect, grouped
 from gantool.runs import RunDirectory, eval_digest
 
 P, Q = {"num": 10_000, "reference": "abc"}, {"num": 50_000, "reference": "abc"}
@@ -99,11 +99,16 @@ def test_differences_are_paired_by_seed() -> None:
     rows = [row("basic", s, v) for s, v in ours.items()] + [row("none", s, v) for s, v in theirs.items()]
     groups = {group.labels["augment"]: group for group in grouped(rows, Report("fid", "min", {"augment": "none"}))}
     by_hand = [ours[s] - theirs[s] for s in theirs]
-    difference = groups["basic"].difference
-    assert groups["none"].difference is None
+    difference = groups["basic"].differences["fid"]
+    assert groups["none"].differences == {}
+    assert groups["basic"].differences["is"].mean == pytest.approx(statistics.mean(by_hand) / 10)
     assert difference == Spread(statistics.mean(by_hand), statistics.stdev(by_hand), 3)
     headers, cells = table(list(groups.values()), Report("fid", "min", {"augment": "none"}))
-    assert dict(zip(headers, cells[0], strict=True))["difference"] == "-10.00 ± 1.00 (3)"
+    assert dict(zip(headers, cells[0], strict=True))["difference"] == "-10.00 [-12.48, -7.52] (3)"
+    # 4.3027 is the 97.5 % quantile of Student's t with 2 degrees of freedom, as in every table.
+    assert difference is not None and difference.interval == pytest.approx(
+        (-10 - 4.3027 / 3**0.5, -10 + 4.3027 / 3**0.5), abs=1e-4
+    )
 
 
 def test_baseline_is_looked_for_at_the_same_other_labels() -> None:
@@ -113,8 +118,14 @@ def test_baseline_is_looked_for_at_the_same_other_labels() -> None:
 
     rows = [on("a", "none", 10.0), on("a", "basic", 8.0), on("b", "none", 100.0), on("b", "basic", 93.0)]
     groups = grouped(rows, Report("fid", "min", {"augment": "none"}))
-    found = {(g.labels["data"], g.labels["augment"]): g.difference and g.difference.mean for g in groups}
-    assert found == {("a", "none"): None, ("a", "basic"): -2.0, ("b", "none"): None, ("b", "basic"): -7.0}
+    found = {(g.labels["data"], g.labels["augment"]): {k: v.mean for k, v in g.differences.items()} for g in groups}
+    nothing: dict[str, float] = {}
+    assert found == {
+        ("a", "none"): nothing,
+        ("a", "basic"): {"fid": -2.0},
+        ("b", "none"): nothing,
+        ("b", "basic"): {"fid": -7.0},
+    }
     assert [g.best for g in groups] == [True, False, True, False]  # the best of each dataset, not of both
     assert [g.labels["data"] for g in groups] == ["a", "a", "b", "b"]
     assert not any(g.mixed for g in groups)
@@ -130,7 +141,7 @@ def test_different_protocols_are_neither_averaged_nor_compared() -> None:
         ("none", Q, Spread(30.0, None, 1), True, True),
         ("basic", Q, Spread(40.0, None, 1), False, False),
     ]
-    assert groups[2].difference is None  # seed 0 of the baseline was scored by the other protocol
+    assert groups[2].differences == {}  # seed 0 of the baseline was scored by the other protocol
     headers, cells = table(groups, report)
     assert headers[:2] == ["augment", "protocol"] and len({line[1] for line in cells}) == 2
 
@@ -145,7 +156,7 @@ def test_numbers_have_four_digits() -> None:
     values = [0.0, 45.2345, 123.456, 12345.6, 0.00123456, -3.2, 1e-12]
     assert [number_text(v) for v in values] == ["0.00", "45.23", "123.5", "12346", "0.001235", "-3.200", "0.00000000"]
     assert spread_text(Spread(45.234, 1.2, 3)) == "45.23 ± 1.20 (3)"
-    assert spread_text(Spread(1.5, None, 1), signed=True) == "+1.500 (1)"
+    assert difference_text(Spread(1.5, None, 1)) == "+1.500 (1)" and difference_text(None) == "-"
     assert spread_text(None) == "-"
 
 
@@ -169,7 +180,9 @@ def test_json_has_everything_and_markdown_says_what_a_reader_must_know() -> None
     report = Report("fid", "min", {"augment": "none"})
     value = json.loads(sweep_json(plan_of(rows, report), rows))
     assert [r["values"].get("fid") for r in value["rows"]] == [50.0, 40.0, None]
-    assert value["groups"][0]["difference"] == {"mean": -10.0, "sd": None, "n": 1}
+    assert value["groups"][0]["differences"]["fid"] == {"mean": -10.0, "sd": None, "n": 1}
+    lines = [json.loads(line) for line in to_json_lines(rows).splitlines()]
+    assert lines == value["rows"]
     text = sweep_markdown(plan_of(rows, report), rows)
     for words in (
         "40.00 (1 of 2) *",
@@ -233,3 +246,21 @@ def test_collect_takes_scores_of_finished_runs_only(tmp_path: Path) -> None:
         (3, "planned", None, {}, None),
     ]
     assert rows[0].warnings == ("w",) and rows[0].real == {} and rows[0].data_title == "t"
+
+
+def test_the_latex_table_is_the_table_with_the_best_in_bold_and_its_notes_as_comments() -> None:
+    rows = [row("50%_a & b", s, 50.0 + s) for s in range(2)] + [row("basic", s, 40.0 + s) for s in range(2)]
+    report = Report("fid", "min", {"augment": "50%_a & b"})
+    text = sweep_latex(plan_of(rows, report), rows)
+    table_lines = [line for line in text.splitlines() if not line.startswith("%")]
+    assert table_lines == [
+        "\\begin{tabular}{lrrr}",
+        "\\toprule",
+        "augment & fid & is & difference \\\\",
+        "\\midrule",
+        "basic & \\textbf{40.50 $\\pm$ 0.71 (2)} & 4.050 $\\pm$ 0.071 (2) & $-$10.00 [$-$10.00, $-$10.00] (2) \\\\",
+        "50\\%\\_a \\& b & 50.50 $\\pm$ 0.71 (2) & 5.050 $\\pm$ 0.071 (2) & -- \\\\",
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    assert f"% protocol {rows[0].protocol_digest} (CIFAR-10)" in text and "% mean ± sample standard deviation" in text

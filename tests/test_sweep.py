@@ -24,6 +24,7 @@ from gantool import files, local
 from gantool.errors import ConfigError, InterruptedRun, UsageError
 from gantool.manifest import load_trials
 from gantool.progress import Silent
+from gantool.results import Spread, grouped
 from gantool.runs import RunDirectory, eval_digest
 from gantool.status import trial_states
 from gantool.sweep import SweepOutcome, describe, plan, run, time_text
@@ -246,10 +247,14 @@ def test_results_are_written_and_agree_with_hand_computed_numbers(place: Place) 
     assert [(row["augment"], row["seed"], float(row["fid"])) for row in rows] == [
         ("none", "0", 50.0), ("none", "1", 51.0), ("basic", "0", 40.0), ("basic", "1", 41.0)
     ]  # fmt: skip
-    first, second = json.loads((folder / "results.json").read_text())["groups"]
-    assert first["labels"] == {"augment": "basic"} and first["best"] and not second["best"]
-    assert first["spreads"]["fid"] == {"mean": 40.5, "sd": pytest.approx(0.5**0.5), "n": 2}
-    assert first["difference"] == {"mean": -10.0, "sd": 0.0, "n": 2} and second["difference"] is None
+    outcome = place.sweep()
+    first, second = grouped(outcome.rows, outcome.plan.report)
+    assert first.labels == {"augment": "basic"} and first.best and not second.best
+    assert first.spreads["fid"] == Spread(40.5, pytest.approx(0.5**0.5), 2)
+    assert first.differences["fid"] == Spread(-10.0, 0.0, 2) and second.differences == {}
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [line["values"]["fid"] for line in lines] == [50.0, 51.0, 40.0, 41.0]
+    assert "basic & \\textbf{40.50 $\\pm$ 0.71 (2)}" in (folder / "results.tex").read_text()
     text = (folder / "results.md").read_text()
     assert "| basic | 40.50 ± 0.71 (2) * |" in text and "paired by seed" in text
 

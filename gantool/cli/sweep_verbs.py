@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ import typer
 from gantool.cli.program import Assignments, choose, complain, options, register, terminal_progress, warn_of_loss
 from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
 from gantool.progress import counted
+
+_FORMATS = ("table", "json", "csv", "markdown", "latex")
 
 
 @register("sweep")
@@ -33,16 +36,16 @@ def sweep(
         Path | None,
         typer.Option(help="Settings of the cluster; default: $GANTOOL_SITE, site.yaml, ~/.config/gantool/site.yaml."),
     ] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
 ) -> int | None:
     """Run what is missing of a grid of runs, as Slurm jobs where there is Slurm, else here; print the table at the end.
     The same command continues, retries and extends."""
-    from gantool import cluster, results
+    from gantool import cluster
     from gantool import sweep as verb
     from gantool.data.pack import ensure_packed
     from gantool.status import plan_states
 
-    choose("--format", form, ("table", "json", "csv", "markdown"))
+    choose("--format", form, _FORMATS)
     if cluster.available() and not local:
         if slots is not None:
             raise UsageError("--slots is for runs on this machine, but here is Slurm", "add --local, or leave it out")
@@ -69,7 +72,8 @@ def sweep(
         )
         if outcome.exit_code == EXIT_INTERRUPTED:
             progress.say("some runs go on elsewhere: run the same command again when they are done")
-    _print_results(plan, outcome.rows, form, results)
+    _write_page(plan, outcome.rows)
+    _print_results(plan, outcome.rows, form)
     return outcome.exit_code
 
 
@@ -77,7 +81,6 @@ def _submit(
     config: Path, assignments: list[str], site_file: Path | None, dry_run: bool, retry_failed: bool, form: str
 ) -> int | None:
     """`gantool sweep` where there is Slurm."""
-    from gantool import results
     from gantool import sweep as verb
     from gantool.config.site import load_site
     from gantool.data.pack import ensure_packed
@@ -117,7 +120,8 @@ def _submit(
     if done.num_runs or set(counts) & {"running", "queued", "held", "requeued"}:
         return None
     rows, _ = verb.gather(plan)
-    _print_results(plan, rows, form, results)
+    _write_page(plan, rows)
+    _print_results(plan, rows, form)
     return EXIT_FAILED if {"failed", "diverged"} & set(counts) else None
 
 
@@ -140,7 +144,9 @@ def _runs_dirs(plan: Any) -> str:
     return ", ".join(dict.fromkeys(str(trial.run.path.parent) for trial in plan.trials))
 
 
-def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
+def _print_results(plan: Any, rows: Any, form: str) -> None:
+    from gantool import result_tables as results
+    from gantool.results import grouped
     from gantool.terminal import print_table
 
     if form == "json":
@@ -149,8 +155,10 @@ def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
         print(results.to_csv(results.flat(rows)), end="")
     elif form == "markdown":
         print(results.sweep_markdown(plan, rows), end="")
+    elif form == "latex":
+        print(results.sweep_latex(plan, rows), end="")
     else:
-        headers, cells = results.table(results.grouped(rows, plan.report), plan.report)
+        headers, cells = results.table(grouped(rows, plan.report), plan.report)
         if any(row.values for row in rows):
             print_table(headers, cells, results.caption(plan, rows))
         else:
@@ -214,19 +222,36 @@ def cancel(
 
 @register("report")
 def report(
-    folder: Folder,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+    folders: Annotated[
+        list[Path], typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories; or several.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files; default: the one folder that is given.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one hour of a device, to show what runs cost.")] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
 ) -> int | None:
-    """Gather the scores there are, also while a sweep goes on: write results.csv, .json, .md, and print the table."""
-    from gantool import results
+    """Show what there is, also while a sweep goes on: write report.html (one file, for a browser), results.csv, .jsonl,
+    .md and .tex, and print the table."""
     from gantool import sweep as verb
     from gantool.manifest import load_trials
 
-    choose("--format", form, ("table", "json", "csv", "markdown"))
-    plan = verb.told_apart(load_trials(folder))
-    rows, _ = verb.gather(plan)
-    _print_results(plan, rows, form, results)
+    choose("--format", form, _FORMATS)
+    plans = [verb.told_apart(load_trials(folder)) for folder in folders]
+    if len(plans) > 1 and out is None:
+        raise UsageError("several folders are reported in a folder of their own", "add --out FOLDER")
+    plan = plans[0] if len(plans) == 1 else verb.merged(plans)
+    rows, _ = verb.gather(replace(plan, folder=out or plan.folder))
+    _write_page(replace(plan, folder=out or plan.folder), rows, price)
+    _print_results(plan, rows, form)
     return None
+
+
+def _write_page(plan: Any, rows: Any, price: float | None = None) -> None:
+    from gantool.report.page import write_page
+
+    with terminal_progress() as progress:
+        progress.say(f"written: {write_page(plan, rows, progress, price)}")
 
 
 def _print_states(statuses: Any, form: str) -> None:

@@ -1,0 +1,211 @@
+"""What the page tells of each run, read from its directory alone: curves, scores by step, grids, cost, identity."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gantool import files
+from gantool.config.schema import digest_of
+from gantool.errors import GantoolError
+from gantool.manifest import Trial
+from gantool.results import Row
+
+_MOST_ROWS = 2000  # of a journal that are read
+_BINS = 150  # points of a curve
+CURVES = ("loss_d", "loss_g", "penalty", "accuracy_real", "accuracy_fake")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Numbers by step, averaged within at most 150 intervals of steps."""
+
+    steps: tuple[float, ...] = ()
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """loss_d, loss_g, penalty, accuracy_real, accuracy_fake."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run. What its files do not say is empty or None."""
+
+    trial: Trial
+    rows: tuple[Row, ...]
+    """Its scores, or one row without."""
+    status: dict[str, Any]
+    """Its last words: step, total, message."""
+    config: dict[str, Any]
+    """Its whole config, with dotted keys."""
+    curve: Curve
+    images_per_second: float | None
+    train_hours: float | None
+    """Hours of training times processes; without the steps that were done twice."""
+    score_hours: float
+    """Hours of scoring times processes."""
+    num_starts: int
+    device: str
+    identity: dict[str, str]
+    """Versions, commit, image, data digest: what a second person needs to have the same."""
+    series: dict[str, dict[str, list[tuple[int, float]]]]
+    """Protocol digest -> metric -> (step, value) of all scored snapshots."""
+    per_class: dict[str, dict[str, float]]
+    """Class -> metric -> value, of the final score."""
+    grids: dict[int, Path]
+    """Sample grids by step."""
+    nearest: Path | None
+    """The picture of nearest neighbours of the last score that has one."""
+
+    @property
+    def state(self) -> str:
+        """The state of the run."""
+        return self.rows[0].state
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.trial.run.path
+
+
+def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
+    """Read one run; a file that is damaged counts as not there."""
+    path = trial.run.path
+    config = _config(trial)
+    facts = _mapping(files.read_json(path / "run.json"))
+    result = _mapping(files.read_json(path / "result.json"))
+    journal, stride = _journal(path / "journal.jsonl")
+    ranks = _number(facts.get("num_ranks")) or 1
+    seconds = _number(result.get("seconds")) or stride * sum(_number(row.get("seconds")) or 0 for row in journal)
+    rates = sorted(rate for row in journal if (rate := _number(row.get("images_per_second"))))
+    scores = list(_scores(path))
+    final = next((score for score in reversed(_list(result.get("scores"))) if isinstance(score, dict)), {})
+    nearest = sorted((path / "scores").glob("*-nearest.png"))
+    return RunFacts(
+        trial=trial,
+        rows=tuple(rows),
+        status=trial.run.status(),
+        config=config,
+        curve=_curve(journal),
+        images_per_second=rates[len(rates) // 2] if rates else None,
+        train_hours=seconds * ranks / 3600 if journal else None,
+        score_hours=sum((_number(s.get("seconds")) or 0) * (_number(s.get("num_ranks")) or 1) for s in scores) / 3600,
+        num_starts=sum(1 for _ in _lines(path / "starts.jsonl")),
+        device=str(facts.get("device", "")),
+        identity=_identity(facts),
+        series=_series(scores),
+        per_class=_classes(final.get("per_class")),
+        grids=_grids(path / str(config.get("runtime.samples_dir", "samples"))),
+        nearest=nearest[-1] if nearest else None,
+    )
+
+
+def flattened(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flattened(value, f"{above}{key}.")
+        else:
+            flat[above + key] = value
+    return flat
+
+
+def _config(trial: Trial) -> dict[str, Any]:
+    if trial.written is not None:
+        return flattened(trial.written)
+    try:
+        return flattened(trial.config.model_dump(mode="json"))
+    except GantoolError:  # damaged; its row says so
+        return {}
+
+
+def _journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Every n-th row, so that there are at most 2,000, and n."""
+    lines = list(_lines(path))
+    stride = max(1, math.ceil(len(lines) / _MOST_ROWS))
+    rows = []
+    for line in lines[::stride]:
+        try:
+            row = json.loads(line)
+        except ValueError:  # a torn line
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows, stride
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        yield from (line for line in path.read_bytes().split(b"\n") if line)
+    except OSError:
+        return
+
+
+def _curve(journal: list[dict[str, Any]]) -> Curve:
+    kept = [row for row in journal if all(_number(row.get(key)) is not None for key in CURVES)]
+    if not kept:
+        return Curve()
+    size = math.ceil(len(kept) / _BINS)
+    bins = [kept[start : start + size] for start in range(0, len(kept), size)]
+
+    def means(key: str) -> tuple[float, ...]:
+        return tuple(sum(row[key] for row in rows) / len(rows) for rows in bins)
+
+    return Curve(means("step"), {key: means(key) for key in CURVES})
+
+
+def _scores(path: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted((path / "scores").glob("*.json")):
+        score = files.read_json(file)
+        if isinstance(score, dict):
+            yield score
+
+
+def _series(scores: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for score in scores:
+        step, values = score.get("step"), _mapping(score.get("values"))
+        if isinstance(step, int) and score.get("seed") == 0:
+            series = found.setdefault(digest_of(score.get("protocol")), {})
+            for name, value in values.items():
+                if _number(value) is not None:
+                    series.setdefault(name, {})[step] = float(value)
+    return {
+        digest: {name: sorted(points.items()) for name, points in series.items()} for digest, series in found.items()
+    }
+
+
+def _identity(facts: dict[str, Any]) -> dict[str, str]:
+    image, data = facts.get("image"), _mapping(facts.get("data"))
+    found = {key: str(value) for key, value in _mapping(facts.get("versions")).items()}
+    if isinstance(image, dict):
+        found["image"] = str(image.get("digest", "unknown"))
+    return found | ({"data": f"{data.get('title', '')} {data['digest']}"} if "digest" in data else {})
+
+
+def _classes(value: Any) -> dict[str, dict[str, float]]:
+    return {
+        str(name): {key: float(number) for key, number in row.items() if _number(number) is not None}
+        for name, row in _mapping(value).items()
+        if isinstance(row, dict)
+    }
+
+
+def _grids(folder: Path) -> dict[int, Path]:
+    return {int(path.stem[5:]): path for path in sorted(folder.glob("step-*.png")) if path.stem[5:].isdigit()}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float | None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None

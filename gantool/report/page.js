@@ -1,0 +1,93 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const one = (id) => document.getElementById(id);
+
+  // Sorting: by the numbers of the cells (data-value) where there are any, else by their texts; empty cells come last.
+  const valueOf = (row, index) => {
+    const cell = row.cells[index];
+    const shown = cell.dataset.value !== undefined ? cell : cell.querySelector("[data-value]:not([hidden])");
+    const text = shown ? shown.dataset.value : cell.textContent.trim();
+    const number = Number.parseFloat(text);
+    return text === "" || text === "-" ? null : Number.isNaN(number) ? text : number;
+  };
+  const compare = (a, b) =>
+    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+  const sort = (table, index, direction) => {
+    const sign = direction === "descending" ? -1 : 1;
+    const rows = all("tbody > tr", table).map((row) => [valueOf(row, index), row]);
+    rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : sign * compare(a, b)));
+    table.tBodies[0].append(...rows.map(([, row]) => row));
+    all("thead th", table).forEach((th, place) =>
+      place === index ? th.setAttribute("aria-sort", direction) : th.removeAttribute("aria-sort"));
+  };
+  for (const table of all("table.sortable")) {
+    all("thead th", table).forEach((th, index) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...th.childNodes);
+      th.append(button);
+      button.addEventListener("click", () =>
+        sort(table, index, th.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending"));
+    });
+  }
+
+  // Filtering: rows and cards that have all chosen labels and the searched words.
+  const form = one("controls");
+  const filter = () => {
+    const chosen = all("[data-axis]", form).filter((select) => select.value);
+    const words = one("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const item of all("[data-labels]")) {
+      const labels = JSON.parse(item.dataset.labels);
+      const text = Object.entries(labels).flat().join(" ").toLowerCase();
+      const fits = chosen.every((select) => labels[select.dataset.axis] === select.value);
+      item.hidden = !(fits && words.every((word) => text.includes(word)));
+      shown += item.closest("#table") && !item.hidden ? 1 : 0;
+    }
+    one("shown").textContent = `${shown} of ${all("#table tbody tr").length} variants`;
+  };
+
+  // The metric: its differences, figures and order of rows.
+  const choose = () => {
+    const option = one("metric").selectedOptions[0];
+    for (const item of all("[data-metric]")) item.hidden = item.dataset.metric !== option.value;
+    for (const item of all("[data-figures]")) item.hidden = item.dataset.figures !== option.value;
+    const index = all("#table thead th").findIndex((th) => th.dataset.column === option.value);
+    sort(one("table"), index, option.dataset.higher ? "descending" : "ascending");
+  };
+  if (form) {
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("input", filter);
+    one("metric").addEventListener("change", choose);
+    for (const item of all("[data-figures]")) item.hidden = item.dataset.figures !== one("metric").value;
+    filter();
+  }
+
+  // Training time: the same share of each variant's grids.
+  const slider = one("time");
+  const flick = () => {
+    const share = Number(slider.value) / Number(slider.max || 1);
+    const steps = new Set();
+    for (const list of all(".frames")) {
+      const frames = [...list.children];
+      const now = Math.round(share * (frames.length - 1));
+      frames.forEach((frame, index) => frame.classList.toggle("now", index === now));
+      steps.add(frames[now].dataset.step);
+    }
+    const text = steps.size === 1 ? `step ${[...steps][0]}` : `${slider.value} of ${slider.max}`;
+    one("time-shown").textContent = text;
+    slider.setAttribute("aria-valuetext", text);
+  };
+  const most = Math.max(0, ...all(".frames").map((list) => list.children.length - 1));
+  if (most > 0) {
+    slider.max = slider.value = most;
+    slider.addEventListener("input", flick);
+    flick();
+  } else {
+    slider.closest(".flick").remove();
+  }
+
+  // Links to a card or a section open what they lead to; on paper everything is open.
+  addEventListener("beforeprint", () => all("details").forEach((item) => (item.open = true)));
+})();

@@ -1,0 +1,387 @@
+"""report.html: one file that shows a sweep, without network, server or (but for sorting and filtering) JavaScript."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+import gantool
+from gantool import files
+from gantool.config.document import dump_yaml
+from gantool.config.grid import Labels, Report
+from gantool.manifest import SweepPlan
+from gantool.progress import Progress, counted
+from gantool.report import plots
+from gantool.report.effects import Axes, Cell, interactions, main_effects
+from gantool.report.facts import RunFacts, read_run
+from gantool.report.pictures import Thumbnail, thumbnail
+from gantool.result_tables import difference_text, number_text, protocol_text, shown_metrics, spread_text
+from gantool.results import Group, Row, Spread, grouped, origins
+
+MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
+_FRAMES = 8  # grids of one variant, from its first to its last
+_SIDE = 320  # pixels of a thumbnail
+_BYTES = 12_000_000  # of thumbnails
+_LINES = 8  # variants in a figure of scores against steps
+HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage", "cas", "authenticity", "accuracy")
+_IDENTITY = {
+    "gantool": "gantool",
+    "commit": "commit",
+    "torch": "torch",
+    "python": "Python",
+    "image": "image",
+    "data": "data",
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One grid of a variant."""
+
+    step: int
+    picture: Thumbnail
+    link: str
+
+
+@dataclass
+class Variant:
+    """The runs that differ by their seed alone, as the page shows them."""
+
+    number: int
+    name: str
+    group: Group
+    runs: list[RunFacts]
+    changes: dict[str, str]
+    """The keys of the config that not all runs of the page have the same, with this variant's values."""
+    frames: list[Frame]
+    nearest: Frame | None = None
+    curves: str = ""
+    class_headers: tuple[str, ...] = ()
+    class_rows: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def hours(self) -> float:
+        """Device hours of training."""
+        return sum(run.train_hours or 0 for run in self.runs)
+
+    @property
+    def score_hours(self) -> float:
+        """Device hours of scoring."""
+        return sum(run.score_hours for run in self.runs)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median of the runs' medians."""
+        rates = sorted(run.images_per_second for run in self.runs if run.images_per_second)
+        return rates[len(rates) // 2] if rates else None
+
+
+def write_page(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: float | None = None) -> Path:
+    """Write report.html to the sweep's folder. `rows` are those of `results.collect`; `price` that of a device hour."""
+    path = plan.folder / "report.html"
+    files.write_text(path, render(plan, rows, progress, price))
+    return path
+
+
+def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: float | None = None) -> str:
+    """The page as text."""
+    by_run: dict[str, list[Row]] = {}
+    for row in rows:
+        by_run.setdefault(row.run, []).append(row)
+    runs = []
+    for number, trial in enumerate(plan.trials):
+        runs.append(read_run(trial, by_run[str(trial.run.path)]))
+        progress.step("read", number + 1, len(plan.trials))
+    groups = grouped(rows, plan.report)
+    metrics = shown_metrics(groups, plan.report)
+    common, variants = _variants(groups, runs)
+    _add_pictures(variants[:MOST_SHOWN], plan.folder, progress)
+    states = [run.state for run in runs]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gantool.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number_text, "spread": spread_text, "difference": difference_text}
+    environment.filters |= {"duration": _duration, "protocol": protocol_text}
+    source, _, _ = jinja2.PackageLoader("gantool.report", ".").get_source(environment, "page.css")
+    script, _, _ = jinja2.PackageLoader("gantool.report", ".").get_source(environment, "page.js")
+    return environment.get_template("page.html").render(
+        plan=plan,
+        title=plan.name,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        version=gantool.__version__,
+        style=Markup(source),
+        script=Markup(script),
+        runs=runs,
+        num_runs=counted(len(runs), "run"),
+        states={state: states.count(state) for state in dict.fromkeys(states)},
+        seeds=sorted({run.trial.seed for run in runs}),
+        axes=_axes(plan),
+        baseline=", ".join(f"{axis} {label}" for axis, label in plan.report.against.items()),
+        missing=[run for run in runs if run.state != "done"],
+        links={str(run.path): _link(run.path, plan.folder) for run in runs},
+        warnings=_warnings(rows),
+        origins=[line for line in origins(rows) if not line.startswith("warning: ")],
+        metrics=metrics,
+        higher=[name for name in metrics if is_higher_better(name)],
+        best=_best(groups, metrics),
+        variants=variants,
+        most_shown=MOST_SHOWN,
+        several_data=len({group.data_title for group in groups if group.data_title}) > 1,
+        several_protocols=any(group.mixed for group in groups),
+        protocols=list({group.protocol_digest: group for group in groups if group.spreads}.values()),
+        figures=_figures(groups, variants, metrics, _axes(plan)),
+        cost=_cost(runs, price),
+        price=price,
+        identities=_identities(runs),
+        common=dump_yaml(_nested(common)) if common else "",
+        changed_keys=list(dict.fromkeys(key for variant in variants for key in variant.changes)),
+        headline=_headline(plan.report, groups),
+    )
+
+
+def is_higher_better(metric: str) -> bool:
+    """Whether more of a metric is better."""
+    return metric.startswith(HIGHER_IS_BETTER)
+
+
+def _axes(plan: SweepPlan) -> Axes:
+    """The labels of each axis, in the order of the sweep."""
+    found: dict[str, dict[str, None]] = {}
+    for trial in plan.trials:
+        for axis, label in trial.labels.items():
+            found.setdefault(axis, {})[label] = None
+    return {axis: list(labels) for axis, labels in found.items()}
+
+
+def _name(labels: Labels) -> str:
+    return ", ".join(f"{axis} {label}" for axis, label in labels.items()) or "all runs"
+
+
+def _variants(groups: Sequence[Group], runs: Sequence[RunFacts]) -> tuple[dict[str, Any], list[Variant]]:
+    """The config that all runs share, and the groups with their runs; with several protocols, runs occur twice."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
+    known = [run for run in runs if run.config]
+    absent = object()
+    common = {
+        key: known[0].config[key]
+        for key in keys
+        if key in known[0].config and all(run.config.get(key, absent) == known[0].config[key] for run in known[1:])
+    }
+    variants = []
+    for number, group in enumerate(groups):
+        own = [run for run in runs if run.trial.labels == group.labels and _has(run, group)]
+        config = own[0].config if own else {}
+        changes = {key: _value_text(config[key]) for key in keys if key not in common and key in config}
+        variants.append(Variant(number, _name(group.labels), group, own, changes, []))
+    return common, variants
+
+
+def _has(run: RunFacts, group: Group) -> bool:
+    """Whether a run is one of the group's: scored by its protocol, or not scored at all."""
+    scored = [row.protocol_digest for row in run.rows if row.values]
+    return group.protocol_digest in scored or not scored
+
+
+def _value_text(value: Any) -> str:
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, list)
+        else (", ".join(map(str, value)))
+    )
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings again."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *above, last = key.split(".")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return tree
+
+
+def _add_pictures(variants: Sequence[Variant], folder: Path, progress: Progress) -> None:
+    """Grids of one seed, the same for all variants where it can be; curves; neighbours; numbers by class."""
+    seeds = [run.trial.seed for variant in variants for run in variant.runs if run.grids]
+    seed = max(sorted(set(seeds)), key=seeds.count, default=0)
+    budget = _BYTES // max(1, len(variants))
+    for number, variant in enumerate(variants):
+        ordered = sorted(variant.runs, key=lambda run: (not run.grids, run.trial.seed != seed))
+        if ordered:
+            variant.frames = _frames(ordered[0], folder, budget)
+            neighbours = next((run.nearest for run in ordered if run.nearest), None)
+            picture = thumbnail(neighbours, 2 * _SIDE) if neighbours else None
+            if neighbours and picture:
+                variant.nearest = Frame(0, picture, _link(neighbours, folder))
+            curves = [run.curve for run in ordered if run.curve.steps]
+            if curves:
+                variant.curves = Markup(plots.curves_figure(curves, f"{variant.name} ({number})"))
+            variant.class_headers, variant.class_rows = _class_table(variant.runs)
+        progress.step("draw", number + 1, len(variants))
+
+
+def _frames(run: RunFacts, folder: Path, budget: int) -> list[Frame]:
+    """Grids from the first to the last, at about equal ratios of steps, as many as the budget of bytes allows."""
+    steps = sorted(run.grids)
+    last = thumbnail(run.grids[steps[-1]], _SIDE) if steps else None
+    if last is None:
+        return []
+    most = max(1, min(_FRAMES, budget // len(last.uri)))
+    frames = [Frame(steps[-1], last, _link(run.grids[steps[-1]], folder))]
+    for step in reversed(_spread_out(steps, most)[:-1]):
+        picture = thumbnail(run.grids[step], _SIDE)
+        if picture is not None:
+            frames.insert(0, Frame(step, picture, _link(run.grids[step], folder)))
+    return frames
+
+
+def _spread_out(steps: list[int], most: int) -> list[int]:
+    """At most so many of the steps: the first, the last, and those nearest to equal ratios between."""
+    if len(steps) <= most:
+        return steps
+    if most == 1:
+        return steps[-1:]
+    first, last = max(1, steps[1]), steps[-1]
+    wanted = [first * (last / first) ** (i / max(1, most - 2)) for i in range(most - 1)]
+    return sorted({steps[0], last, *(min(steps, key=lambda step: abs(step - at)) for at in wanted)})
+
+
+def _class_table(runs: Sequence[RunFacts]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Headers and rows of the scores by class: mean and spread over the seeds."""
+    classes = dict.fromkeys(name for run in runs for name in run.per_class)
+    keys = dict.fromkeys(key for run in runs for row in run.per_class.values() for key in row)
+    rows = []
+    for name in classes:
+        found = [[r.per_class[name][key] for r in runs if key in r.per_class.get(name, {})] for key in keys]
+        rows.append((name, *(spread_text(Spread.of(numbers)) for numbers in found)))
+    return ("class", *keys) if classes else (), tuple(rows)
+
+
+def _figures(
+    groups: Sequence[Group], variants: Sequence[Variant], metrics: Sequence[str], axes: Axes
+) -> list[dict[str, Any]]:
+    """For each metric and protocol: main effects, interactions, scores against steps."""
+    found = []
+    for digest in dict.fromkeys(group.protocol_digest for group in groups if group.spreads):
+        own = [variant for variant in variants if variant.group.protocol_digest == digest]
+        for metric in metrics:
+            cells = []
+            for variant in own:
+                values = [row.values[metric] for run in variant.runs for row in run.rows
+                          if row.protocol_digest == digest and metric in row.values]  # fmt: skip
+                if values:
+                    cells.append(Cell(variant.group.labels, tuple(values)))
+            effects, pairs = main_effects(cells, axes), interactions(cells, axes)
+            lines = _lines(own, digest, metric)
+            title = own[0].group.data_title
+            label = f"{metric} ({title})"
+            figure: dict[str, Any] = {"metric": metric, "data": title, "digest": digest, "effects": effects}
+            figure["effects_svg"] = Markup(plots.effects_figure(effects, metric)) if effects else ""
+            figure["pairs"] = pairs
+            figure["pairs_svg"] = Markup(plots.interactions_figure(pairs[:_MOST_PAIRS], metric)) if pairs else ""
+            figure["steps_svg"] = Markup(plots.steps_figure(lines[:_LINES], metric)) if lines else ""
+            figure["num_lines"] = len(lines)
+            found.append(figure | {"label": label})
+    return found
+
+
+_MOST_PAIRS = 9
+
+
+def _lines(variants: Sequence[Variant], digest: str, metric: str) -> list[plots.Line]:
+    """Scores by step of the variants that were scored at two steps or more, in the order of the table."""
+    lines = []
+    for variant in variants:
+        seeds = [tuple(run.series.get(digest, {}).get(metric, ())) for run in variant.runs]
+        seeds = [points for points in seeds if len(points) > 1]
+        if seeds:
+            lines.append(plots.Line(variant.name, tuple(seeds)))
+    return lines
+
+
+def _best(groups: Sequence[Group], metrics: Sequence[str]) -> dict[str, set[int]]:
+    """Metric -> places of the groups with the best mean of it, within each protocol."""
+    found: dict[str, set[int]] = {}
+    for metric in metrics:
+        sign = -1 if is_higher_better(metric) else 1
+        for digest in {group.protocol_digest for group in groups}:
+            means = {
+                place: sign * group.spreads[metric].mean
+                for place, group in enumerate(groups)
+                if group.protocol_digest == digest and metric in group.spreads
+            }
+            best = min(means.values(), default=0.0)
+            found.setdefault(metric, set()).update(place for place, mean in means.items() if mean == best)
+    return found
+
+
+def _headline(report: Report, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The best variant of each protocol by the report's metric."""
+    return [
+        {"name": _name(g.labels), "data": g.data_title, "spread": g.spreads[report.metric or ""], "group": g}
+        for g in groups
+        if g.best
+    ]
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    mixed = [line.removeprefix("warning: ") for line in origins(rows) if line.startswith("warning: ")]
+    return [*mixed, *dict.fromkeys(text for row in rows for text in row.warnings)]
+
+
+def _cost(runs: Sequence[RunFacts], price: float | None) -> list[dict[str, Any]]:
+    """Hours and speed by kind of device."""
+    found = []
+    for device in dict.fromkeys(run.device for run in runs if run.train_hours is not None):
+        own = [run for run in runs if run.device == device and run.train_hours is not None]
+        train, score = sum(run.train_hours or 0 for run in own), sum(run.score_hours for run in own)
+        rates = sorted(run.images_per_second for run in own if run.images_per_second)
+        found.append(
+            {
+                "device": device or "unknown",
+                "runs": len(own),
+                "train": train,
+                "score": score,
+                "rate": rates[len(rates) // 2] if rates else None,
+                "starts": sum(run.num_starts for run in own),
+                "price": (train + score) * price if price is not None else None,
+            }
+        )
+    return found
+
+
+def _identities(runs: Sequence[RunFacts]) -> list[tuple[str, dict[str, int]]]:
+    """Versions, commits, images and data, with the number of runs of each."""
+    found = []
+    for key, title in _IDENTITY.items():
+        values = [run.identity[key] for run in runs if key in run.identity]
+        if values:
+            found.append((title, {value: values.count(value) for value in dict.fromkeys(values)}))
+    return found
+
+
+def _link(path: Path, folder: Path) -> str:
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+
+
+def _duration(hours: float) -> str:
+    """`42 s`, `3.5 min`, `1.25 h`, `312 h`."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    if hours < 1:
+        return f"{hours * 60:.1f} min"
+    return f"{hours:.2f} h" if hours < 100 else f"{hours:.0f} h"

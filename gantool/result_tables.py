@@ -1,0 +1,245 @@
+"""Groups of scores as tables: for eyes, and as CSV, JSON lines, Markdown and LaTeX. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gantool import files
+from gantool.config.grid import Report
+from gantool.manifest import SweepPlan
+from gantool.results import Group, Row, Spread, grouped, origins
+
+
+def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of texts; `mean ± sd (n)`, or `(n of all)` where runs are missing; `*` marks the best."""
+    axes = list(dict.fromkeys(axis for group in groups for axis in group.labels))
+    metrics = shown_metrics(groups, report)
+    titles = list(dict.fromkeys(group.data_title for group in groups if group.data_title))
+    mixed = any(group.mixed for group in groups)
+    against = any(report.metric in group.differences for group in groups)
+    yardstick = [name for name in metrics if any(name in group.real for group in groups)]
+    headers = [*axes, *(["data"] if len(titles) > 1 else []), *(["protocol"] if mixed else []), *metrics]
+    headers += ["difference"] if against else []
+    headers += [f"real {name}" for name in yardstick]
+    rows = []
+    for group in groups:
+        cells = [group.labels.get(axis, "-") for axis in axes]
+        cells += [group.data_title or "-"] if len(titles) > 1 else []
+        cells += [group.protocol_digest or "-"] if mixed else []
+        for name in metrics:
+            star = " *" if group.best and name == report.metric else ""
+            cells.append(spread_text(group.spreads.get(name), group.num_missing) + star)
+        cells += [difference_text(group.differences.get(report.metric or ""))] if against else []
+        cells += [number_text(group.real[name]) if name in group.real else "-" for name in yardstick]
+        rows.append(cells)
+    return (headers, rows) if headers else (["runs"], [])  # nothing varies and nothing is scored
+
+
+def shown_metrics(groups: Sequence[Group], report: Report) -> list[str]:
+    """The metrics, the report's first; without the spreads and intervals of single scores: that over seeds counts."""
+    names = list(dict.fromkeys(name for group in groups for name in group.spreads))
+    endings = ("_std", "_error", "_low", "_high")
+    names = [name for name in names if not (name.endswith(endings) and name.rpartition("_")[0] in names)]
+    return sorted(names, key=lambda name: name != report.metric)
+
+
+def spread_text(spread: Spread | None, num_missing: int = 0) -> str:
+    """`45.23 ± 1.20 (3)`; `45.23 ± 1.20 (2 of 3)` when one is missing; `-` for nothing at all."""
+    if spread is None:
+        return f"- (0 of {num_missing})" if num_missing else "-"
+    decimals = _decimals(spread.mean)
+    mean = f"{spread.mean:.{decimals}f}"
+    count = f"{spread.n} of {spread.n + num_missing}" if num_missing else str(spread.n)
+    return f"{mean} ± {spread.sd:.{decimals}f} ({count})" if spread.sd is not None else f"{mean} ({count})"
+
+
+def difference_text(difference: Spread | None) -> str:
+    """`-3.20 [-4.00, -2.40] (3)`: mean, its 95 % interval and the number of pairs; `-` without a baseline."""
+    if difference is None:
+        return "-"
+    decimals = _decimals(difference.mean)
+    interval = difference.interval
+    between = f" [{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]" if interval else ""
+    return f"{difference.mean:+.{decimals}f}{between} ({difference.n})"
+
+
+def number_text(value: float) -> str:
+    """Four digits: `45.23`, `0.001234`, `12345`."""
+    return f"{value:.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    return min(8, max(0, 3 - math.floor(math.log10(abs(value))))) if value else 2
+
+
+def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One plain mapping a row: labels, seed, run, state, step, each metric, each `real_` metric, data, protocol."""
+    fixed = ("seed", "run", "state", "step", "data", "protocol")
+    return [
+        {
+            **{f"axis_{axis}" if axis in fixed else axis: label for axis, label in row.labels.items()},
+            "seed": row.seed,
+            "run": row.run,
+            "state": row.state,
+            "step": row.step,
+            **row.values,
+            **{f"real_{name}": value for name, value in row.real.items()},
+            **({"data": row.data_title, "protocol": row.protocol_digest} if row.values else {}),
+        }
+        for row in rows
+    ]
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Mappings as CSV: a column for each key of any row, empty where a row has none."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Mappings as a Markdown table: a column for each key of any row, `-` where a row has none."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    values = [[row.get(key) for key in keys] for row in rows]
+    cells = [[number_text(v) if isinstance(v, float) else "-" if v is None else str(v) for v in row] for row in values]
+    return _markdown_table(keys, cells) + "\n"
+
+
+def to_latex(rows: Sequence[dict[str, Any]]) -> str:
+    """Mappings as a LaTeX tabular with booktabs rules, texts with a `*` at their end in bold; protocols and warnings
+    become comments below it."""
+    apart = ("protocol", "warnings")
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in apart]
+    numeric = [all(_is_number(row.get(key)) for row in rows) for key in keys]
+    lines = [f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", "\\toprule"]
+    lines += [" & ".join(_latex(key) for key in keys) + " \\\\", "\\midrule"]
+    for row in rows:
+        lines.append(" & ".join(_latex_cell(row.get(key)) for key in keys) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    notes = dict.fromkeys(str(row[key]) for row in rows for key in apart if row.get(key))
+    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
+
+
+def _is_number(value: Any) -> bool:
+    return value in (None, "-") or str(value).lstrip("+-")[:1].isdigit()
+
+
+def _latex_cell(value: Any) -> str:
+    if value in (None, "-"):
+        return "--"
+    text = number_text(value) if isinstance(value, float) else str(value)
+    escaped = re.sub(r"(?<![\w.-])-(?=\d)", "$-$", _latex(text.removesuffix(" *")))
+    return f"\\textbf{{{escaped}}}" if text.endswith(" *") else escaped
+
+
+def _latex(text: str) -> str:
+    """Text with TeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def sweep_json(plan: SweepPlan, rows: Sequence[Row]) -> str:
+    """Everything: the report's settings, the rows, the groups."""
+    groups = [asdict(group) for group in grouped(rows, plan.report)]
+    value = {"sweep": plan.name, "report": asdict(plan.report), "rows": [asdict(row) for row in rows], "groups": groups}
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
+    """The table with what a reader must know: what is missing, the baseline, the protocols, the warnings."""
+    groups = grouped(rows, plan.report)
+    headers, cells = table(groups, plan.report)
+    lines = [f"# {plan.name}", "", _markdown_table(headers, cells), ""]
+    lines += ["Mean ± sample standard deviation (number of seeds)."]
+    if plan.report.metric and any(group.best for group in groups):
+        lines.append(f"`*`: the {plan.report.best} of {plan.report.metric} within a protocol.")
+    if any(group.differences for group in groups):
+        baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
+        text = (
+            f"Difference: {plan.report.metric} against {baseline}, paired by seed, with a 95 % interval (Student's t)."
+        )
+        lines.append(text)
+    missing = [row for row in rows if not row.values]
+    lines += ["", f"Runs without a score: {len(missing)} of {len(rows)}.", ""] if missing else [""]
+    for row in missing:
+        if row.state != "done":
+            lines.append(f"- `{row.run}`: {row.state}{': ' if row.cause else ''}{row.cause}")
+        if row.output:
+            lines += ["", "  ```", *(f"  {line}" for line in row.output), "  ```", ""]
+    protocols = {group.protocol_digest: group for group in groups if group.spreads}
+    for digest, group in protocols.items():
+        lines += ["", f"Protocol {digest} ({group.data_title}): `{json.dumps(group.protocol)}`"]
+    lines += ["", *(f"- {line}" for line in found)] if (found := origins(rows)) else []
+    lines += [f"- warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
+    """What stands below the table on a terminal: how to read it, what is missing, the protocols, the warnings."""
+    groups = grouped(rows, plan.report)
+    lines = ["mean ± sample standard deviation (number of seeds)"]
+    if plan.report.metric and any(group.best for group in groups):
+        lines[0] += f"; * the {plan.report.best} of {plan.report.metric} within a protocol"
+    if any(group.differences for group in groups):
+        baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
+        text = f"difference: {plan.report.metric} against {baseline}, paired by seed, with a 95 % interval"
+        lines.append(text)
+    for row in rows:
+        if not row.values:
+            lines.append(f"without a score: {row.run} ({row.state}{': ' if row.cause else ''}{row.cause})")
+            lines += [f"    {line}" for line in row.output]
+    protocols = {group.protocol_digest: group for group in groups if group.spreads}
+    lines += [
+        f"protocol {digest} ({group.data_title}): {protocol_text(group.protocol)}"
+        for digest, group in protocols.items()
+    ]
+    lines += origins(rows)
+    lines += [f"warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
+    return "\n".join(lines)
+
+
+def protocol_text(protocol: Any) -> str:
+    """A protocol as one line."""
+    return "  ".join(map(str, protocol.values())) if isinstance(protocol, dict) else str(protocol)
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows] if headers else []
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def sweep_latex(plan: SweepPlan, rows: Sequence[Row]) -> str:
+    """The table for a paper, the best in bold; how to read it, what is missing and the protocols as comments."""
+    groups = grouped(rows, plan.report)
+    headers, cells = table(groups, plan.report)
+    shown = [dict(zip(headers, line, strict=True)) for line in cells]
+    return to_latex(shown) + "".join(f"% {line}\n" for line in caption(plan, rows).splitlines())
+
+
+def to_json_lines(rows: Sequence[Row]) -> str:
+    """A line of JSON for each row, with all that is known of it."""
+    return "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
+
+
+def write_results(plan: SweepPlan, rows: Sequence[Row]) -> list[Path]:
+    """results.csv, results.jsonl, results.md and results.tex in the sweep's folder."""
+    texts = {
+        "csv": to_csv(flat(rows)),
+        "jsonl": to_json_lines(rows),
+        "md": sweep_markdown(plan, rows),
+        "tex": sweep_latex(plan, rows),
+    }
+    paths = [plan.folder / f"results.{ending}" for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        files.write_text(path, text)
+    return paths

@@ -1,0 +1,232 @@
+"""report.html without a browser: what stands on it, that nothing leaves it, and that it is made from files alone."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Gantool
+from made_sweep import fid_of, made_sweep
+from PIL import Image
+
+from gantool.manifest import SweepPlan, load_trials
+from gantool.progress import Silent
+from gantool.report.facts import read_run
+from gantool.report.page import MOST_SHOWN, render
+from gantool.results import collect
+from gantool.sweep import merged
+
+AXES = {"augment": ["none", "basic"], "residual": ["no", "yes"]}
+ODD = ["<b onclick=\"alert(1)\">'x' & y</b>", "\U0001f600 {{ 7*7 }} </script>", "$\\alpha$ " + "long" * 50]
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, the text of each table cell, and whether all elements are closed in order."""
+
+    VOID = ("meta", "link", "img", "input", "br", "path", "use")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def page_of(plan: SweepPlan, price: float | None = None) -> Page:
+    return Page(render(plan, collect(plan.trials), Silent(), price))
+
+
+def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 3, states={1: "failed", 5: "stopped", 11: "planned"}, classes=["cat", "dog"])
+    page = page_of(load_trials(plan.folder), price=2.0)
+    for words in (
+        "12 runs : 9 done, 1 failed, 1 stopped, 1 planned",
+        "Not done: 3 of 12 runs",
+        "the loss became NaN",
+        'ValueError: <broken> & "quoted"',
+        "stopped by SIGTERM",
+        "200 of 400",
+        "fid 35.38 ± 0.18 (2 of 3)",
+        "shapes 16x16",
+        "gantool sweep sweep.yaml",
+        "0123456789ab",
+        "NVIDIA H100",
+        "cat",
+        "0.9000",
+    ):
+        assert words.replace(" :", ":") in page.text.replace(" :", ":"), words
+    # 9 whole trainings of 80 s and two halves of 40 s, on two devices; three scores of 30 s of each whole one
+    assert f"{(9 * 80 + 2 * 40) * 2 / 60:.1f} min" in page.text and f"{9 * 3 * 30 * 2 / 60:.1f} min" in page.text
+    assert f"{((9 * 80 + 2 * 40) * 2 + 9 * 3 * 30 * 2) / 3600 * 2:.2f}"[:4] in page.text  # at 2 for each hour
+
+
+def test_nothing_on_the_page_comes_from_elsewhere_and_all_elements_are_whole(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES)
+    page = page_of(load_trials(plan.folder))
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            value = attributes.get(name) or ""
+            assert not re.match(r"[a-z]+://|//", value), (tag, value)
+            assert name != "src" or not value or value.startswith("data:image/"), (tag, value)
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        for target in re.findall(r"^#(.+)|url\(#(.+?)\)", attributes.get("href") or attributes.get("clip-path") or ""):
+            assert (target[0] or target[1]) in ids
+
+
+def test_links_lead_to_the_runs_from_the_folder_of_the_page(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path / "a #1 & 'b'?", AXES, 1)
+    page = page_of(load_trials(plan.folder))
+    targets = [a["href"] for tag, a in page.elements if tag == "a" and not str(a["href"]).startswith("#")]
+    from urllib.parse import unquote
+
+    found = [plan.folder / unquote(str(target)) for target in targets if not str(target).startswith("results.")]
+    assert len(found) > 8
+    assert all(path.exists() or path.name == "curves.png" for path in found)
+
+
+def test_names_of_any_kind_stay_names(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"augment": ODD, ODD[0]: ["x", "y"]}, 1, classes=[ODD[0]], title=ODD[1])
+    page = page_of(load_trials(plan.folder))
+    assert not any(tag == "b" and "onclick" in attributes for tag, attributes in page.elements)
+    assert "49" not in [word.strip() for word in page.words]
+    for name in ODD:
+        assert re.sub(r"\s+", " ", name) in page.text
+    labels = [json.loads(str(a["data-labels"])) for tag, a in page.elements if tag == "article"]
+    assert {tuple(sorted(found.values())) for found in labels} == {tuple(sorted((a, b))) for a in ODD for b in "xy"}
+
+
+def test_frames_are_the_grids_of_one_seed_from_the_first_to_the_last(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"augment": ["none", "basic"]}, 2, num_grids=30, num_rows=1000, size=48)
+    page = page_of(load_trials(plan.folder))
+    lists: list[list[int]] = []
+    for tag, attributes in page.elements:
+        if tag == "ol":
+            lists.append([])
+        elif tag == "li" and "data-step" in attributes:
+            lists[-1].append(int(attributes["data-step"] or ""))
+    assert len(lists) == 2 and lists[0] == lists[1] and (lists[0][0], lists[0][-1]) == (0, 10_000)
+    assert 5 <= len(lists[0]) <= 8 and lists[0] == sorted(lists[0])
+    grids = [a for tag, a in page.elements if tag == "img" and "Grid at step 10000" in str(a["alt"])]
+    for attributes, labels in zip(grids, ("basic", "none"), strict=True):
+        (trial,) = [t for t in plan.trials if t.labels["augment"] == labels and t.seed == 0]
+        shown = Image.open(io.BytesIO(base64.b64decode(str(attributes["src"]).partition(",")[2])))
+        full = Image.open(trial.run.path / "samples/step-00010000.png")
+        assert shown.size == full.size
+        assert np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(full, float)).mean() < 12
+
+
+def test_a_large_sweep_is_a_small_page(tmp_path: Path) -> None:
+    axes = {"first": [f"a{i}" for i in range(10)], "second": [f"b{i}" for i in range(8)]}
+    plan = made_sweep(tmp_path, axes, 1, num_rows=10, num_grids=3)
+    text = render(plan, collect(plan.trials), Silent())
+    page = Page(text)
+    assert sum(tag == "article" for tag, _ in page.elements) == MOST_SHOWN == 60
+    assert "The first 60 of 80 variants" in page.text and len(text) < 20_000_000
+    assert page.text.count("a9") >= 8  # all are in the table
+
+
+def test_sweeps_that_have_not_begun_or_have_no_scores(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 1, states=dict.fromkeys(range(4), "planned"))
+    text = page_of(plan).text
+    assert "No run has a score yet." in text and "Nothing has been trained yet." in text and "No grid yet." in text
+    plan = made_sweep(tmp_path / "b", AXES, 1, states=dict.fromkeys(range(4), "stopped"))
+    text = page_of(plan).text
+    assert "4 stopped" in text and "No run has a score yet." in text
+
+
+def test_damaged_files_count_as_not_there(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 1)
+    path = plan.trials[0].run.path
+    for name in (
+        "run.json",
+        "journal.jsonl",
+        "starts.jsonl",
+        "samples/step-00000400.png",
+        "scores/00000400-classifier-0.json",
+    ):
+        (path / name).write_bytes(b'{"step": 3, "versions": 7\x00')
+    (path / "status.json").write_text("[1")
+    text = page_of(load_trials(plan.folder)).text
+    assert "4 runs: 4 done" in text.replace(" :", ":")
+
+
+def test_curves_are_means_over_intervals_of_steps(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"a": ["x"]}, 1, num_rows=6001, num_grids=1)
+    run = read_run(plan.trials[0], collect(plan.trials))
+    assert len(run.curve.steps) <= 150 and list(run.curve.steps) == sorted(run.curve.steps)
+    for step, value in zip(run.curve.steps, run.curve.values["loss_g"], strict=True):
+        assert value == pytest.approx(0.7 + 0.5 * step / 60010)  # the journal's law is linear
+    assert run.series[collect(plan.trials)[0].protocol_digest]["fid"][-1] == (60010, fid_of((0,), 0))
+
+
+def test_several_sweeps_are_never_averaged_together(tmp_path: Path) -> None:
+    plans = [load_trials(made_sweep(tmp_path / n, {"augment": ["none", "basic"]}, 2, name=n).folder) for n in "pq"]
+    both = merged(plans)
+    assert [trial.labels["sweep"] for trial in both.trials] == ["p"] * 4 + ["q"] * 4
+    assert merged([plans[0], plans[0]]).trials == merged([plans[0]]).trials
+    text = page_of(both).text
+    assert "8 runs" in text and "(4)" not in text and text.count("(2)") > 4
+
+
+def test_the_verb_writes_all_forms_also_elsewhere_and_in_the_middle(gantool: Gantool, tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    made_sweep(tmp_path, AXES, 2, states={0: "stopped"})
+    shown = gantool("report", "sweeps/made")
+    assert shown.returncode == 0 and "written: sweeps/made/report.html" in shown.stderr
+    names = {"report.html", "results.csv", "results.jsonl", "results.md", "results.tex"}
+    assert names <= {path.name for path in Path("sweeps/made").iterdir()}
+    assert shown.stdout.splitlines()[0].split()[:2] == ["augment", "residual"]
+    latex = gantool("report", "sweeps/made", "--format", "latex").stdout
+    assert latex == Path("sweeps/made/results.tex").read_text()
+    made_sweep(tmp_path / "b", AXES, 2, name="other")
+    refused = gantool("report", "sweeps/made", "b/sweeps/other")
+    assert refused.returncode == 2 and "--out FOLDER" in refused.stderr
+    assert gantool("report", "sweeps/made", "b/sweeps/other", "--out", "both").returncode == 0
+    assert names == {path.name for path in Path("both").iterdir()}
+    (tmp_path / "file").write_text("")
+    wrong = gantool("report", "sweeps/made", "--out", "file")
+    assert wrong.returncode == 1 and "file/results.csv: cannot be written" in wrong.stderr
+
+
+def test_the_page_needs_no_torch(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 1)
+    program = "import sys; sys.modules['torch'] = None; from gantool.cli import main; sys.argv[0] = 'gantool'; main()"
+    words = [sys.executable, "-c", program, "report", str(plan.folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.move(tmp_path / "sweeps", tmp_path / "runs/../moved")
+    assert "4 runs: 4 done" in page_of(load_trials(tmp_path / "moved/made")).text.replace(" :", ":")
