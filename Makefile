@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench clean locks test-slurm test-container
+.PHONY: help install demo test lint types unit bench clean locks test-slurm test-browser test-container
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -54,6 +54,10 @@ locks: install  ## Pin what goes into the image, newly (containers/requirements-
 
 test-slurm: install  ## Sweeps on a real Slurm that is started here (needs root and Debian's packages; minutes)
 	$(BIN)/python -m pytest -rs -n 8 --dist worksteal tests/slurm
+
+test-browser: install  ## The page of a report in a real browser (needs chromium; a minute)
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(BIN)/python -m pytest -rs tests/browser
 
 test-container: install  ## Build the image for the CPU and use it (needs Apptainer; minutes)
 	$(BIN)/python -m pytest -rs tests/container
