@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import gantool
-from gantool import container
+from gantool import container, revision
 from gantool.class_accuracy import accuracies_by_class, accuracy_protocol
 from gantool.config.evaluation import EvalConfig, eval_problems
 from gantool.config.schema import DataConfig
@@ -404,6 +404,7 @@ def _facts(scored: Statistics, real: Statistics, extractor: Extractor, source: s
 def _versions() -> dict[str, str]:
     found = {
         "gantool": gantool.__version__,
+        "commit": revision.commit() or "unknown",
         "torch": torch.__version__,
         "torchvision": _torchvision_version(),
         "numpy": np.__version__,

@@ -40,7 +40,7 @@ class Row:
     output: tuple[str, ...] = ()
     """The last lines it wrote, when it failed."""
     trained_by: dict[str, str] = field(default_factory=dict)
-    """Versions of gantool and torch, and the digest of the image (none: no image), as far as they are known."""
+    """Version and commit of gantool, version of torch, digest of the image (none: no image), as far as known."""
     scored_by: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -153,13 +153,19 @@ def _made_by(versions: Any, image: Any) -> dict[str, str]:
     if not isinstance(versions, dict):
         return {}
     digest = image.get("digest", "unknown") if isinstance(image, dict) else image
-    return {**{key: str(versions[key]) for key in ("gantool", "torch") if key in versions}, "image": digest or "none"}
+    known = {key: str(versions[key]) for key in ("gantool", "commit", "torch") if key in versions}
+    return {**known, "image": digest or "none"}
 
 
 def origins(rows: Sequence[Row]) -> list[str]:
     """In words, the image that made the rows, and a warning where not all were made by the same."""
     lines = []
-    for key, what in (("image", "images"), ("gantool", "versions of gantool"), ("torch", "versions of torch")):
+    for key, what in (
+        ("image", "images"),
+        ("gantool", "versions of gantool"),
+        ("commit", "commits"),
+        ("torch", "versions of torch"),
+    ):
         found = dict.fromkeys(made[key] for row in rows for made in (row.trained_by, row.scored_by) if key in made)
         if len(found) > 1:
             lines.append(f"warning: trained and scored by several {what}: {', '.join(found)}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import gantool
-from gantool import checkpoint, container, custom, files, sample
+from gantool import checkpoint, container, custom, files, revision, sample
 from gantool.class_accuracy import class_accuracies
 from gantool.config.base import duration_in_steps
 from gantool.config.schema import RunConfig
@@ -408,6 +408,7 @@ class Trainer:
             "data": self._data_facts(),
             "versions": {
                 "gantool": gantool.__version__,
+                "commit": revision.commit() or "unknown",
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

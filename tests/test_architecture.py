@@ -15,7 +15,7 @@ from gantool.runs import RunDirectory
 
 PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
-    {"config", "errors", "files", "progress", "randomness", "container", "driver"},
+    {"config", "errors", "files", "progress", "randomness", "container", "driver", "revision"},
     {"models", "custom", "losses", "penalties", "data", "metrics"}
     | {"runtime", "precision", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},
