@@ -99,7 +99,7 @@ def test_a_score_says_all_about_itself(score: Score, snapshot: Snapshot, folder:
     assert (score.step, score.seed, score.num, score.ema, score.device) == (70, 3, 200, True, "cpu")
     assert (score.data_title, score.data_digest, score.snapshot_digest) == ("shapes", data.digest, "5" * 64)
     assert (
-        set(score.versions) - {"image"} == {"gantool", "torch", "torchvision", "numpy", "scipy", "python"}
+        set(score.versions) - {"image"} == {"gantool", "commit", "torch", "torchvision", "numpy", "scipy", "python"}
         and score.seconds > 0
     )
     assert any("FID of 200 images is biased" in text for text in score.warnings)

@@ -63,7 +63,8 @@ def density_coverage(
 def num_blocks(n: int, m: int) -> tuple[int, int]:
     """How often `precision_recall` and `density_coverage` of n scored images and m others call `told`."""
     x, y = -(-n // BLOCK), -(-m // BLOCK)
-    return x * x + y * y + x * y, y * y + x * y
+    own_x, own_y = x * (x + 1) // 2, y * (y + 1) // 2  # a block and its mirror image are one
+    return own_x + own_y + x * y, own_y + x * y
 
 
 def authenticity(scored: Tensor, train: Tensor, block: int = BLOCK) -> float:
@@ -136,14 +137,28 @@ def _radii(
     if not 1 <= k < len(rows):
         text = f"found {len(rows)} images, expected {k + 1} or more on each side for the distance to neighbour {k}"
         raise GantoolError(text, "score more images")
-    some = rows if chosen is None else rows[chosen]  # no copy of all rows, which are the most memory there is
-    chosen = torch.arange(len(rows), device=rows.device) if chosen is None else chosen
-    smallest = torch.full((len(chosen), k), math.inf, dtype=torch.float64, device=rows.device)
-    for here, there, squared in _distances(some, rows, unit, block, told):
-        own = chosen[here] - there.start
-        inside = torch.nonzero((own >= 0) & (own < squared.shape[1]))[:, 0]
-        squared[inside, own[inside]] = math.inf
+    num = len(rows) if chosen is None else len(chosen)
+    smallest = torch.full((num, k), math.inf, dtype=torch.float64, device=rows.device)
+
+    def merge(here: slice, squared: Tensor) -> None:
         smallest[here] = torch.cat([smallest[here], squared], dim=1).topk(k, largest=False).values
+
+    if chosen is not None:
+        for here, there, squared in _distances(rows[chosen], rows, unit, block, told):
+            own = chosen[here] - there.start
+            inside = torch.nonzero((own >= 0) & (own < squared.shape[1]))[:, 0]
+            squared[inside, own[inside]] = math.inf
+            merge(here, squared)
+    else:  # the matrix is its own mirror image: half of its blocks are enough
+        for here, a in _blocks(rows, unit, block):
+            for there, b in _blocks(rows[here.start :], unit, block):
+                squared = _squared(a, b)
+                if there.start == 0:
+                    merge(here, squared.fill_diagonal_(math.inf))
+                else:
+                    merge(here, squared)
+                    merge(slice(here.start + there.start, here.start + there.stop), squared.T)
+                told()
     return smallest[:, k - 1]
 
 
