@@ -65,8 +65,8 @@ def difference_text(difference: Spread | None) -> str:
     """`-3.20 [-4.00, -2.40] (3)`: mean, its 95 % interval and the number of pairs; `-` without a baseline."""
     if difference is None:
         return "-"
-    decimals = _decimals(difference.mean)
     interval = difference.interval
+    decimals = _decimals(max(map(abs, (difference.mean, *(interval or ())))))
     between = f" [{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]" if interval else ""
     return f"{difference.mean:+.{decimals}f}{between} ({difference.n})"
 
