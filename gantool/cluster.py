@@ -267,7 +267,8 @@ def _run(*command: str) -> str:
         raise SlurmSilent(f"{command[0]} did not answer within {_PATIENCE_SECONDS} s", "try again later") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise SlurmSilent(f"{command[0]}: {said[0]}", "is the cluster up? try sinfo; --local runs the sweep here")
+        words = said[0].removeprefix(f"{command[0]}: ")
+        raise SlurmSilent(f"{command[0]}: {words}", "is the cluster up? try sinfo; --local runs the sweep here")
     return done.stdout
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from gantool import files
 from gantool.config.grid import Report
 from gantool.manifest import SweepPlan
-from gantool.results import Group, Row, Spread, grouped, origins
+from gantool.results import SPREADS, Group, Row, Spread, grouped, origins
 
 
 def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list[str]]]:
@@ -46,8 +46,7 @@ def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list
 def shown_metrics(groups: Sequence[Group], report: Report) -> list[str]:
     """The metrics, the report's first; without the spreads and intervals of single scores: that over seeds counts."""
     names = list(dict.fromkeys(name for group in groups for name in group.spreads))
-    endings = ("_std", "_error", "_low", "_high")
-    names = [name for name in names if not (name.endswith(endings) and name.rpartition("_")[0] in names)]
+    names = [name for name in names if not name.endswith(SPREADS)]
     return sorted(names, key=lambda name: name != report.metric)
 
 

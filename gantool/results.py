@@ -20,6 +20,9 @@ from gantool.manifest import Trial
 from gantool.runs import Look
 from gantool.submissions import Jobs
 
+SPREADS = ("_std", "_error", "_low", "_high")
+"""Ends of the names of the spreads and intervals of single scores."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -12,7 +12,7 @@ from gantool.config.grid import Labels
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial, load_trials
-from gantool.results import scores_in
+from gantool.results import SPREADS, scores_in
 from gantool.runs import State
 from gantool.submissions import Jobs
 
@@ -136,9 +136,9 @@ def status_rows(statuses: list[TrialStatus]) -> list[dict[str, Any]]:
 
 
 def short_rows(statuses: list[TrialStatus]) -> tuple[list[dict[str, Any]], str]:
-    """`status_rows` for eyes: without the columns that are empty, runs by their name alone where all lie in one
-    folder; and that folder (else empty)."""
-    rows = status_rows(statuses)
+    """`status_rows` for eyes: without the columns that are empty and the spreads of single scores, runs by their name
+    alone where all lie in one folder; and that folder (else empty)."""
+    rows = [{key: row[key] for key in row if not key.endswith(SPREADS)} for row in status_rows(statuses)]
     folders = {status.run.parent for status in statuses}
     empty = {key for key in (rows[0] if rows else ()) if all(row[key] in (None, "") for row in rows)}
     rows = [{key: value for key, value in row.items() if key not in empty} for row in rows]
