@@ -133,6 +133,7 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("steps: 10\n")
     (tmp_path / "sweep.yaml").write_text("base: run.yaml\nvary: {batch: [8, 16]}\n")
     RunDirectory.create(RunConfig(runtime=RuntimeConfig(runs_dir=str(tmp_path / "runs"))))
+    (tmp_path / "step-00000001.safetensors").write_bytes(b"")
     program = "import sys; sys.modules['torch'] = None; sys.argv = ['gantool', *sys.argv[1:]]\n"
     program += "from gantool.cli import main; main()"
     for words, code, text in (
@@ -142,6 +143,7 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
         (["config-schema"], 0, "latent_dim"),
         (["status", "runs"], 0, "1 run in runs: 1 planned"),
         (["doctor"], 0, "not installed"),
+        (["sample", "--ckpt", "step-00000001.safetensors", "--out", "x"], 1, "the Python package torch is not installed here"),
     ):
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

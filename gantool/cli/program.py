@@ -108,6 +108,11 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `gantool status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except ModuleNotFoundError as error:  # an installation for a login node, without torch for example
+        _show_traceback()
+        name = (error.name or "").partition(".")[0]
+        complain("error", f"the Python package {name} is not installed here", f"pip install {name}, or use the image")
+        return EXIT_FAILED
     except Exception as error:
         _show_traceback()
         hint = "this is a defect of gantool: run with --debug to see where"
