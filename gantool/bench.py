@@ -126,6 +126,7 @@ def bench(
             )
             contenders["plain"] = _trainer_steps(_trainer(other, data, runtime, Path(folder) / "plain"), steps)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        progress.step("bench", 0, rounds + 1)
         for index in range(rounds + 1):
             for name, work in contenders.items():
                 took = _seconds(device, work)
@@ -160,15 +161,16 @@ def bench(
     )
 
 
-def bench_packed(config: RunConfig, packed: int, rounds: int, steps: int) -> tuple[float, float]:
+def bench_packed(config: RunConfig, packed: int, rounds: int, steps: int, progress: Progress) -> tuple[float, float]:
     """Images per second of one process alone, and of `packed` processes together on the same device (medians)."""
-    return _together(config, 1, rounds, steps), _together(config, packed, rounds, steps)
+    return _together(config, 1, rounds, steps, progress), _together(config, packed, rounds, steps, progress)
 
 
-def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
+def _together(config: RunConfig, number: int, rounds: int, steps: int, progress: Progress) -> float:
     context = multiprocessing.get_context("spawn")
-    barrier, found = context.Barrier(number), context.Queue()
-    work = functools.partial(_packed_member, config.model_dump(mode="json"), rounds, steps, barrier, found)
+    barrier, found, done = context.Barrier(number), context.Queue(), context.Value("i", 0)
+    work = functools.partial(_packed_member, config.model_dump(mode="json"), rounds, steps, barrier, found, done)
+    total = number * rounds + 1
     members = [context.Process(target=work) for _ in range(number)]
     for member in members:
         member.start()
@@ -176,7 +178,9 @@ def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
         while any(member.is_alive() for member in members) and found.empty():
             if any(member.exitcode for member in members):
                 raise GantoolError("one of the packed processes failed", "its message says why")
+            progress.step(f"bench of {number}", min(done.value, total - 1), total)
             time.sleep(0.1)
+        progress.step(f"bench of {number}", total, total)
         times = [found.get(timeout=60) for _ in members]
     finally:
         for member in members:
@@ -187,7 +191,7 @@ def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
     return images / statistics.median(slowest)
 
 
-def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any, found: Any) -> None:
+def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any, found: Any, done: Any) -> None:
     config = RunConfig.model_validate(plain)
     data = open_packed(config.data, Path(config.runtime.data_dir))
     with tempfile.TemporaryDirectory() as folder:
@@ -198,6 +202,8 @@ def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any,
         for _ in range(rounds):
             barrier.wait()
             times.append(_seconds(runtime.device, work))
+            with done.get_lock():
+                done.value += 1
         found.put(times)
 
 

@@ -88,7 +88,7 @@ def evaluate(
     began = time.monotonic()
     if data is None:
         data = ensure_packed(snapshot.config.data, data_dir, work.progress)
-        check_digest(data)
+        check_digest(data, work.progress)
     _check(snapshot, data)
     _refuse(settings, snapshot.num_classes > 0)
     device = next(snapshot.generator.parameters()).device

@@ -100,9 +100,10 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     from gantool.data.staging import staged
     from gantool.terminal import LoggedProgress
 
-    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
-    data = staged(data, settings.data, terminal)
-    check_digest(data)
+    told: Progress = terminal if os.environ.get("RANK", "0") == "0" else Silent()
+    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), told)
+    data = staged(data, settings.data, told)
+    check_digest(data, told)
     from gantool.runtime import Runtime, device_caution
     from gantool.train import train as run_to_end
 

@@ -7,16 +7,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, RenderableType
 from rich.progress import Progress as Bars
+from rich.progress import ProgressColumn, Task, TaskID
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gantool.progress import Progress
+from gantool.progress import Detail, Part, Progress, clock
 
 PLAIN_SECONDS = 10.0  # between two plain lines of the same task
+_BAR, _SHORT_BAR = 24, 6  # columns of a bar: most, and least where more than the bar is told
 _MAX_FOLDED = 300  # rows of a table whose cells are folded to the width of the terminal
 
 
@@ -28,7 +30,7 @@ class TerminalProgress:
         self.quiet = quiet
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when a plain task started, and with how much done
         self._printed: dict[str, float] = {}
 
     def __enter__(self) -> TerminalProgress:
@@ -42,19 +44,18 @@ class TerminalProgress:
         if not self.quiet:
             self.console.print(Text(text))
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
         """Move the bar of `what`, or print a plain line now and then where there is no terminal."""
         if self.quiet:
             return
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._move_bar(what, done, total, detail)
         else:
             self._plain_line(what, done, total, detail)
 
-    def _move_bar(self, what: str, done: int, total: int | None, detail: str) -> None:
+    def _move_bar(self, what: str, done: int, total: int | None, detail: Detail) -> None:
         if self._bars is None:
-            columns = (TextColumn("{task.description:>10}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bars = Bars(*columns, TextColumn("{task.fields[detail]}"), console=self.console, transient=True)
+            self._bars = Bars(_Line(self.console), console=self.console, transient=True)
             self._bars.start()
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total, completed=done, detail=detail)
@@ -64,16 +65,18 @@ class TerminalProgress:
             if not self._tasks:
                 self._close()
 
-    def _plain_line(self, what: str, done: int, total: int | None, detail: str) -> None:
+    def _plain_line(self, what: str, done: int, total: int | None, detail: Detail) -> None:
         now = time.monotonic()
-        first = what not in self._started
-        if first:
-            self._started[what] = self._printed[what] = now
+        if what not in self._started:
+            self._started[what], self._printed[what] = (now, done), now
+        began, before = self._started[what]
         ended = done == total
-        if (ended and now - self._started[what] > 2) or now - self._printed[what] > PLAIN_SECONDS:
+        if (ended and now - began > 2) or now - self._printed[what] > PLAIN_SECONDS:
             self._printed[what] = now
-            share = f"{done}/{total}" if total else str(done)
-            self.console.print(Text(f"{what} {share}  {detail}".rstrip()))
+            told = [f"{what} {_count(done, total)}"]
+            if total and not ended and done > before:
+                told.append(f"{clock((total - done) * (now - began) / (done - before))} left")
+            self.console.print(Text("  ".join(told + [part.full for part in _parts(detail)])))
         if ended:
             self._started.pop(what, None)
 
@@ -82,6 +85,54 @@ class TerminalProgress:
             self._bars.stop()
             self._bars = None
             self._tasks = {}
+
+
+class _Line(ProgressColumn):
+    """A task as one line of the width of the terminal: name, bar, count, time left, and what else there is room for."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def render(self, task: Task) -> RenderableType:
+        left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
+        total = None if task.total is None else int(task.total)
+        count = _count(int(task.completed), total)
+        # A line as wide as the terminal would wrap in some.
+        bar, rest = fitted(task.description, [count, left], _parts(task.fields["detail"]), self._console.width - 1)
+        if not bar:
+            return Text(rest, no_wrap=True)
+        line = Table.grid(padding=(0, 1))
+        progress = ProgressBar(total, task.completed, bar, pulse=total is None, animation_time=task.get_time())
+        line.add_row(Text(task.description, no_wrap=True), progress, Text(rest, no_wrap=True))
+        return line
+
+
+def fitted(name: str, fixed: Sequence[str], parts: Sequence[Part], width: int) -> tuple[int, str]:
+    """(columns of the bar, what stands after it) of a line that fits `width`; 0 where there is no room for a bar, and
+    then the whole line. Parts are shortened before the last of them are left out."""
+    shorts = [part.short for part in parts]
+    choices = [[part.full for part in parts], *(shorts[:count] for count in range(len(shorts), -1, -1))]
+    for chosen in choices:
+        rest = (" " if chosen in choices[1:] else "  ").join([" ".join(fixed), *chosen])
+        bar = min(_BAR, width - cell_len(name) - cell_len(rest) - 2)
+        if bar >= _SHORT_BAR:
+            return bar, rest
+    rest = " ".join(fixed)
+    room = width - cell_len(rest) - 1
+    if room < 1:
+        return 0, set_cell_size(rest, width).rstrip()
+    return 0, f"{name if cell_len(name) <= room else set_cell_size(name, room - 1) + '…'} {rest}"
+
+
+def _parts(detail: Detail) -> Sequence[Part]:
+    if isinstance(detail, str):
+        return [Part(detail, detail)] if detail else []
+    return detail
+
+
+def _count(done: int, total: int | None) -> str:
+    return str(done) if total is None else f"{done}/{total}"
 
 
 class LoggedProgress:
@@ -96,7 +147,7 @@ class LoggedProgress:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
         """Progress goes to the terminal only."""
         self.inner.step(what, done, total, detail)
 

@@ -280,7 +280,7 @@ class Trainer:
         def write() -> None:
             folder = self.run.folder(self.config.runtime.final_dir)
             parts = itertools.takewhile(lambda _: not self.interrupts.pending(), self._sample(num, labels))
-            sample.save_images(folder, parts, num)
+            sample.save_images(folder, sample.with_progress(parts, num, self.progress), num)
 
         self.runtime.on_main(write)
         signal_number = self._agreed_signal(True)

@@ -162,7 +162,7 @@ def sample(
     path = find_snapshot(ckpt)
     if grid and num:
         raise UsageError("--num has no effect with --grid, which draws rows x columns images", "leave one of them out")
-    from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid
+    from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid, save_grid
     from gantool.sample import sample as run
 
     shape = parse_grid(grid) if grid else None
@@ -173,7 +173,8 @@ def sample(
         snapshot = load_snapshot(path, find_device(device or "auto", progress))
         chosen = choose_classes(snapshot, classes) if classes is not None else None
         if shape:
-            done = draw_grid(snapshot, *shape, seed, out, chosen)
+            save_grid(out, draw_grid(snapshot, *shape, seed, progress, chosen))
+            done = out
         else:
             done = run(snapshot, num or 64, seed, out, progress, chosen)
     print(done)

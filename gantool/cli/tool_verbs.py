@@ -57,7 +57,7 @@ def bench(
         from gantool import bench as run
 
         if packed:
-            alone, together = run.bench_packed(settings, packed, rounds, steps)
+            alone, together = run.bench_packed(settings, packed, rounds, steps, progress)
             found = {"packed": packed, "images_per_second": together, "one_alone": alone, "ratio": together / alone}
             rows = [[name, f"{value:.4g}", ""] for name, value in found.items()]
         else:
