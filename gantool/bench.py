@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +27,7 @@ from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
-from gantool.runtime import Runtime
+from gantool.runtime import Runtime, peak_megabytes
 from gantool.train import Trainer
 
 _CEILING_SIZE = 2048
@@ -108,7 +106,7 @@ def bench(
 ) -> BenchResult:
     """Time `rounds` turns of `steps` steps of each contender, after one turn to warm up; `plain`: also the trainer
     without rewrites in float32. Under several ranks each calls this."""
-    before = _peak_megabytes(torch.device("cpu"))
+    before = peak_megabytes(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = config.runtime.model_copy(update={"runs_dir": folder, "trackers": ()})
         config = config.model_copy(update={"runtime": settings})
@@ -118,7 +116,7 @@ def bench(
         first = _seconds(device, trainer.train_step)
         contenders = {"trainer": _trainer_steps(trainer, steps)}
         _seconds(device, contenders["trainer"])
-        peak = _peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
+        peak = peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
         contenders["bare"] = _bare_steps(trainer, steps)
         if plain:
             other = config.model_copy(
@@ -229,13 +227,6 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _peak_megabytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
 
 
 def _shares(trainer: Trainer, steps: int) -> dict[str, float]:

@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -51,6 +53,10 @@ class Runtime:
         self.is_main = self.rank == 0
         self._tracking = bool(trackers)
         set_threads(threads)
+
+    def peak_megabytes(self) -> float:
+        """The most memory that this process had (see `peak_megabytes`)."""
+        return peak_megabytes(self.device)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace float tensors of the same shapes on all ranks by their mean over the ranks."""
@@ -134,6 +140,14 @@ def num_threads(wanted: int) -> int:
 def set_threads(number: int) -> None:
     """Let torch use this many CPU threads."""
     torch.set_num_threads(number)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """The most memory that tensors took on a GPU, else that this process took; nothing is waited for."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
 
 
 def return_large_blocks() -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from gantool.progress import Detail, Part, Progress, clock
 
 PLAIN_SECONDS = 10.0  # between two plain lines of the same task
-_BAR, _SHORT_BAR = 24, 6  # columns of a bar: most, and least where more than the bar is told
+_BAR, _SHORT_BAR = 24, 4  # columns of a bar: most, and least where more than the bar is told
 _MAX_FOLDED = 300  # rows of a table whose cells are folded to the width of the terminal
 
 

@@ -30,7 +30,7 @@ from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRu
 from gantool.interrupts import CANCELLED, Interrupts, describe
 from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
-from gantool.progress import Progress
+from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
@@ -191,9 +191,9 @@ class Trainer:
     def maintain(self) -> None:
         """What is due at this step: report, sample grid, snapshot, checkpoint; and leaving, when there is a reason."""
         step, final = self.state.step, self.state.step == self.total
-        self.progress.step("train", step, self.total, self._detail())
         if self.state.pending and (self._due("log") or final):
             self.report()
+        self.progress.step("train", step, self.total, self._detail())
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
         # At the end it is scored without haste.
@@ -235,7 +235,7 @@ class Trainer:
         seconds = now - self._window_start
         self.rate = (step - self._window_step) * self.config.batch * self.config.n_dis / max(seconds, 1e-9)
         self._window_start, self._window_step = now, step
-        self._numbers = f"D {values['loss_d']:.3f}  G {values['loss_g']:.3f}"
+        self._parts = _parts_of(values, self.rate, self.runtime.peak_megabytes())
         if self.runtime.is_main:
             row = {"step": step, **values, "seconds": round(seconds, 4), "images_per_second": round(self.rate, 2)}
             self.journal.append(row)
@@ -244,10 +244,13 @@ class Trainer:
                 self._status_time = now
         self.runtime.track(values, step)
 
-    _numbers = ""
+    _parts: tuple[Part, ...] = ()
 
-    def _detail(self) -> str:
-        return f"{self._numbers}  {self.rate:.0f} images/s" if self._numbers else ""
+    def _detail(self) -> list[Part]:
+        """The numbers of the last report, the latest score, memory: what matters most first."""
+        score = self.scores.latest
+        told = [Part(f"{score.words} at step {score.step}", score.words)] if score else []
+        return [*self._parts[:-1], *told, *self._parts[-1:]]
 
     def _check_finite(self, values: dict[str, float]) -> None:
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
@@ -420,6 +423,20 @@ class Trainer:
 
     def _steps(self, duration: int | str) -> int:
         return duration_in_steps(duration, self.config.batch * self.config.n_dis, self.num_images)
+
+
+def _parts_of(values: dict[str, float], rate: float, megabytes: float) -> tuple[Part, ...]:
+    """The numbers of a report for the progress line."""
+    d, g = (
+        f"{values[name]:.3f}" if abs(values[name]) < 100 else f"{values[name]:.4g}" for name in ("loss_d", "loss_g")
+    )
+    real, fake = (round(100 * values[name]) for name in ("accuracy_real", "accuracy_fake"))
+    return (
+        Part(f"D {d}  G {g}", f"D {d} G {g}"),
+        Part(f"D right on {real} % real {fake} % fake", f"acc {real}/{fake}%"),
+        Part(f"{rate:.0f} images/s", f"{rate:.0f}/s"),
+        Part(f"{megabytes / 1024:.1f} GB memory", f"{megabytes / 1024:.1f}G"),
+    )
 
 
 def _check_classes(config: RunConfig, data: PackedDataset) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gantool import checkpoint
 from gantool.config.evaluation import EvalConfig
 from gantool.errors import GantoolError, InterruptedRun
-from gantool.metrics.scores import has_score, words_of
+from gantool.metrics.scores import BEST, has_score, read_scores, words_of
 from gantool.progress import Progress
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
@@ -18,6 +18,13 @@ from gantool.runtime import Runtime
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, Any] | None]
 """Called by all ranks with a snapshot and a function that says when to stop (InterruptedRun then): its score as JSON
 values on rank 0, None on the others."""
+
+
+class Latest(NamedTuple):
+    """The newest score, as words (`fid 18.08`)."""
+
+    step: int
+    words: str
 
 
 class ScoresInTraining:
@@ -34,6 +41,9 @@ class ScoresInTraining:
     ) -> None:
         self.run, self.settings, self.runtime, self.progress = run, settings, runtime, progress
         self.score, self.stop = score, stop
+        kept = [score for score in read_scores(run.path) if score.step is not None] if runtime.is_main else []
+        newest = max(kept, key=lambda score: score.step or 0, default=None)
+        self.latest = _latest(newest.step or 0, newest.values) if newest else None
         self._began, self._seconds, self._last_seconds = time.monotonic(), 0.0, 0.0
 
     def affordable(self, step: int) -> bool:
@@ -73,7 +83,14 @@ class ScoresInTraining:
             self.progress.say(f"step {step}: not scored: {problem or 'another rank failed'}")
         if found:
             self.progress.say(f"step {step}: {words_of(found['values'])}")
+            self.latest = _latest(step, found["values"])
             runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
         self._last_seconds = time.monotonic() - began
         self._seconds += self._last_seconds
         return self._last_seconds, outcome == 2
+
+
+def _latest(step: int, values: Mapping[str, float]) -> Latest | None:
+    """The value by which the best is chosen (see `best_score`), if there is one."""
+    name = next((name for name, _ in BEST.values() if name in values), None)
+    return Latest(step, f"{name} {values[name]:.4g}") if name else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from rich.cells import cell_len
 
 from gantool.progress import Part, clock
 from gantool.terminal import TerminalProgress, fitted
+from gantool.train import _parts_of
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -67,17 +69,27 @@ def test_a_line_never_is_wider_than_the_terminal(name: str, parts: list[tuple[st
         (90, "120/4000 1:02  D 0.693  G 0.693  1234 images/s  1.2 GB memory"),
         (60, "120/4000 1:02 D 0.693 G 0.693 1234/s 1.2G"),
         (50, "120/4000 1:02 D 0.693 G 0.693 1234/s"),
-        (43, "120/4000 1:02 D 0.693 G 0.693"),
+        (41, "120/4000 1:02 D 0.693 G 0.693"),
         (30, "120/4000 1:02"),
     ],
 )
 def test_what_matters_least_goes_first(width: int, rest: str) -> None:
     bar, found = fitted("train", ["120/4000", "1:02"], PARTS, width)
-    assert found == rest and bar >= 6
+    assert found == rest and bar >= 4
+
+
+def test_eighty_columns_hold_all_that_training_tells() -> None:
+    values = {"loss_d": 1.386, "loss_g": 0.693, "accuracy_real": 0.871, "accuracy_fake": 1.0}
+    *first, memory = _parts_of(values, 12345.6, 45678.9)
+    parts = [*first, Part("fid 18.08 at step 20000", "fid 18.08"), memory]
+    everything = "D 1.386 G 0.693 acc 87/100% 12346/s fid 18.08 44.6G"
+    assert fitted("train", ["9000/20000", "12:34"], parts, 79) == (4, f"9000/20000 12:34 {everything}")
+    bar, rest = fitted("train", ["120000/200000", "1:23:45"], parts, 79)
+    assert bar and rest == f"120000/200000 1:23:45 {everything.removesuffix(' 44.6G')}"
 
 
 def test_a_line_without_room_for_a_bar() -> None:
-    assert fitted("train", ["120/4000", "1:02"], PARTS, 24) == (0, "train 120/4000 1:02")
+    assert fitted("train", ["120/4000", "1:02"], PARTS, 23) == (0, "train 120/4000 1:02")
     assert fitted("features of images", ["120/4000", "1:02"], [], 24) == (0, "features … 120/4000 1:02")
     assert fitted("train", ["120/4000", "1:02"], [], 8) == (0, "120/4000")
 
@@ -114,6 +126,27 @@ def test_bars_fit_the_terminal(width: int, tmp_path: Path) -> None:
     assert code == 0 and bars and all(len(line) < width for line in bars)
     assert all(re.search(r"\d+/12000 [\d-]+:[\d-]+", line) for line in bars)
     assert lines_of(said)[-1].endswith(".npy")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_training_shows_the_numbers_of_its_journal(width: int, tiny: Path, tmp_path: Path) -> None:
+    words = ("--set", "steps=100", "--set", "eval={num: 50, every: 20}")
+    code, said = on_terminal(width, "train", tiny, *words)
+    shown = [line for line in lines_of(said) if line.startswith("train ")]
+    assert code == 0 and all(len(line) < width for line in shown)
+    (run,) = (tmp_path / "runs").iterdir()
+    rows = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    numbers = {
+        f"D {row['loss_d']:.3f} G {row['loss_g']:.3f} acc {100 * row['accuracy_real']:.0f}/"
+        f"{100 * row['accuracy_fake']:.0f}% {row['images_per_second']:.0f}/s"
+        for row in rows
+    }  # fmt: skip
+    found = [re.search(r"\d+/100 \S+ (D .*?/s)", line) for line in shown]
+    assert {match[1] for match in found if match} <= numbers and any(found)
+    scores = [json.loads(path.read_text()) for path in (run / "scores").glob("*.json")]
+    fids = {f"fid {score['values']['fid']:.4g}" for score in scores}
+    assert width < 80 or fids & {word for line in shown for word in re.findall(r"fid [\d.]+", line)}
+    assert width < 80 or any(re.search(r"\d\.\dG$", line.rstrip()) for line in shown)
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
