@@ -15,6 +15,7 @@ import typer
 
 import gantool
 from gantool import container
+from gantool.cli import completion
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
@@ -36,9 +37,26 @@ app = typer.Typer(
 options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False}
 
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the config; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key of the config; repeatable.",
+        autocompletion=completion.assignments,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: the config's.")]
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda or mps; default: the config's.", autocompletion=completion.among(*_DEVICES)),
+]
+
+
+def format_option(*forms: str) -> Any:
+    """The option --format, with these choices."""
+    shown = f"{', '.join(forms[:-1])} or {forms[-1]}."
+    return typer.Option("--format", "-f", help=shown, autocompletion=completion.among(*forms))
 
 
 def _print_version(wanted: bool) -> None:
@@ -158,7 +176,7 @@ def find_device(wanted: str, progress: TerminalProgress) -> torch.device:
 
 def check_device(device: str | None) -> None:
     if device is not None:
-        choose("--device", device, ("auto", "cpu", "cuda", "mps"))
+        choose("--device", device, _DEVICES)
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> str:

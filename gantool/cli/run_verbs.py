@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gantool.cli import completion
 from gantool.cli.program import (
     Assignments,
     Device,
     check_device,
     choose,
     find_device,
+    format_option,
     register,
     terminal_progress,
     warn_of_loss,
@@ -27,15 +29,26 @@ if TYPE_CHECKING:
     from gantool.terminal import TerminalProgress
 
 _METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "sfid", "overfit", "classification")
-Ckpt = Annotated[Path, typer.Option("--ckpt", "-c", help="A run directory (its last snapshot) or a snapshot file.")]
+Ckpt = Annotated[
+    Path,
+    typer.Option(
+        "--ckpt", "-c", help="A run directory (its last snapshot) or a snapshot file.", autocompletion=completion.runs
+    ),
+]
 
 
 @register("prepare")
 def prepare(
     config: Annotated[
-        Path | None, typer.Argument(help="A run or sweep config: all datasets it names are packed.")
+        Path | None,
+        typer.Argument(
+            help="A run or sweep config: all datasets it names are packed.", autocompletion=completion.configs
+        ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Instead of a config: the name of the dataset.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Instead of a config: the name of the dataset.", autocompletion=completion.datasets),
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="Original files: a file or a folder; default: download.")] = None,
     size: Annotated[int | None, typer.Option(help="With --dataset: side of the packed images in pixels.")] = None,
     assignments: Assignments = None,
@@ -99,7 +112,10 @@ def _configs_of(path: Path, assignments: list[str]) -> list[RunConfig]:
 
 @register("train")
 def train(
-    config: Annotated[Path, typer.Argument(help="A config, or a run directory to go on with.")],
+    config: Annotated[
+        Path,
+        typer.Argument(help="A config, or a run directory to go on with.", autocompletion=completion.configs_and_runs),
+    ],
     assignments: Assignments = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
     device: Device = None,
@@ -184,11 +200,19 @@ def sample(
 @register("eval")
 def evaluate(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Run directories (their best and last snapshots) or snapshot files.")
+        list[Path] | None,
+        typer.Argument(
+            help="Run directories (their best and last snapshots) or snapshot files.", autocompletion=completion.runs
+        ),
     ] = None,
     ckpt: Annotated[
         list[Path] | None,
-        typer.Option("--ckpt", "-c", help="The same as an option; repeatable; a quoted glob will do."),
+        typer.Option(
+            "--ckpt",
+            "-c",
+            help="The same as an option; repeatable; a quoted glob will do.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     images: Annotated[
         list[Path] | None, typer.Option(help="Instead: a folder, zip or npz of images of other origin; repeatable.")
@@ -196,19 +220,36 @@ def evaluate(
     against: Annotated[
         Path | None,
         typer.Option(
-            "--reference", help="With --images: the config or a run of the data, or another folder, zip, npz."
+            "--reference",
+            help="With --images: the config or a run of the data, or another folder, zip, npz.",
+            autocompletion=completion.configs_and_runs,
         ),
     ] = None,
     extractor: Annotated[
         str | None,
-        typer.Option(help="classifier, inception, efficientnet-lite0, torchvision:NAME [default: the run's]."),
+        typer.Option(
+            help="classifier, inception, efficientnet-lite0, torchvision:NAME [default: the run's].",
+            autocompletion=completion.among("classifier", "inception", "efficientnet-lite0"),
+        ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="With inception: tf1, pytorch-fid, clean or stylegan3 [default: tf1].")
+        str | None,
+        typer.Option(
+            help="With inception: tf1, pytorch-fid, clean or stylegan3 [default: tf1].",
+            autocompletion=completion.protocols,
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 [default: float32].")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 or bfloat16 [default: float32].", autocompletion=completion.among("float32", "bfloat16")
+        ),
+    ] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Number of generated images.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Comma-separated: " + ", ".join(_METRICS) + ".")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: " + ", ".join(_METRICS) + ".", autocompletion=completion.metrics),
+    ] = None,
     per_class: Annotated[bool | None, typer.Option("--per-class", help="Also FID and IS of each class.")] = None,
     ci: Annotated[
         bool | None, typer.Option("--ci", help="Also the FID without bias (by halves), and a 95 % interval.")
@@ -219,7 +260,7 @@ def evaluate(
         bool, typer.Option("--allow-unknown-weights", help="Take other weights too; their digest is in the protocol.")
     ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the packed data; default: the run's.")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
+    form: Annotated[str, format_option("table", "json", "csv", "markdown", "latex")] = "table",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also a file: .json, .csv, .md or .tex.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
     device: Device = None,

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from gantool.cli.program import Assignments, choose, complain, options, register, terminal_progress, warn_of_loss
+from gantool.cli import completion
+from gantool.cli.program import (
+    Assignments,
+    choose,
+    complain,
+    format_option,
+    options,
+    register,
+    terminal_progress,
+    warn_of_loss,
+)
 from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
 from gantool.progress import counted
 
@@ -157,14 +167,20 @@ def _print_results(plan: Any, rows: Any, form: str, results: Any) -> None:
             print("no scores yet", results.caption(plan, rows).partition("\n")[2], sep="\n")
 
 
-Folder = Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        help="sweeps/NAME, a run directory, or a folder of run directories.",
+        autocompletion=completion.sweeps_and_runs,
+    ),
+]
 
 
 @register("status")
 def status(
     folder: Folder,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 30 seconds, until Ctrl-C.")] = False,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+    form: Annotated[str, format_option("table", "json", "csv", "markdown")] = "table",
 ) -> int | None:
     """What every run is doing: from its files, and from Slurm where it was submitted."""
     choose("--format", form, ("table", "json", "csv", "markdown"))
