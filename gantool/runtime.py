@@ -52,7 +52,15 @@ class Runtime:
         self.num_ranks: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
         self._tracking = bool(trackers)
+        self._rewrites = settings.rewrites
         set_threads(threads)
+
+    def described(self, precision: str) -> str:
+        """In words, how training is computed here."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        where = f"{device}, {torch.get_num_threads()} CPU threads, process {self.rank + 1} of {self.num_ranks}"
+        rewrites = "with" if self._rewrites else "without"
+        return f"torch {torch.__version__} on {where}; precision {precision}, {rewrites} rewritten convolutions"
 
     def peak_megabytes(self) -> float:
         """The most memory that this process had (see `peak_megabytes`)."""

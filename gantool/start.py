@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.interrupts import Interrupts, describe
 from gantool.progress import Progress, Silent
 from gantool.runs import RunBusy, RunDirectory
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from gantool.data.pack import PackedDataset
@@ -114,6 +117,8 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     for text in filter(None, (container.loss(run.path), device_caution(runtime.device, settings.runtime.device))):
         progress.say(f"warning: {text}")
 
+    _log.info("%s", runtime.described(settings.precision))
+    _log.info("fingerprint %s of %s", settings.fingerprint, run.path / "config.yaml")
     if settings.eval and run.result() is None:
         from gantool.evaluate import ready
         from gantool.metrics.collection import Work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -150,6 +151,22 @@ class LoggedProgress:
     def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
         """Progress goes to the terminal only."""
         self.inner.step(what, done, total, detail)
+
+
+class _Notes(logging.Handler):
+    """What `--verbose` shows: a line on stderr, with the seconds since the start; above the bars, if there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Not through a console of its own: while there are bars, they stand in for sys.stderr.
+        sys.stderr.write(f"{record.relativeCreated / 1000:8.2f} s  {record.getMessage()}\n")
+        sys.stderr.flush()
+
+
+def show_notes() -> None:
+    """Show what the files of gantool log for `--verbose`; other packages' words stay where they are."""
+    logger = logging.getLogger("gantool")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Notes())
 
 
 def clear_screen() -> None:

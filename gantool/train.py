@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import platform
 import shutil
 import time
@@ -35,6 +36,8 @@ from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snaps
 from gantool.runtime import Runtime
 from gantool.state import State
 from gantool.train_scores import Scorer, ScoresInTraining
+
+_log = logging.getLogger(__name__)
 
 _ASK_EVERY = 10
 
@@ -159,6 +162,9 @@ class Trainer:
             every.resident,
         )  # fmt: skip
         self.players = Players(config, self.state, real, labels, self.num_classes, runtime, self._steps)
+        networks = (("generator", self.state.generator), ("discriminator", self.state.discriminator))
+        sizes = ", ".join(f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks)
+        _log.info("parameters: %s; data %s", sizes, "on the device" if real.resident else "read from the file")
         self.journal = Journal(run.path / "journal.jsonl")
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()

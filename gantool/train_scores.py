@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from gantool.metrics.scores import BEST, has_score, read_scores, words_of
 from gantool.progress import Progress
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
+
+_log = logging.getLogger(__name__)
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, Any] | None]
 """Called by all ranks with a snapshot and a function that says when to stop (InterruptedRun then): its score as JSON
@@ -86,6 +89,7 @@ class ScoresInTraining:
             self.latest = _latest(step, found["values"])
             runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
         self._last_seconds = time.monotonic() - began
+        _log.info("step %d: scoring took %.1f s", step, self._last_seconds)
         self._seconds += self._last_seconds
         return self._last_seconds, outcome == 2
 

@@ -167,3 +167,28 @@ def test_quiet_says_nothing_but_errors(gantool: Gantool, tmp_path: Path) -> None
     assert code == 0 and len(lines_of(said)) == 1 and lines_of(said)[0].endswith(".npy")
     wrong = gantool("--quiet", "status", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere: there is no such folder")
+
+
+def test_verbose_names_what_is_read_and_written_with_the_time(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    done = gantool("-v", "train", tiny, "--set", "steps=20")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert done.returncode == 0 and done.stdout == f"{run}\n"
+    notes = [re.fullmatch(r" *(\d+\.\d\d) s  (.*)", line) for line in done.stderr.splitlines()]
+    told = [match[2] for match in notes if match]
+    assert f"read {tiny}" in told and f"wrote {run}/snapshots/step-00000020.safetensors" in told
+    assert any(text.startswith("torch ") and "cpu, 1 CPU threads" in text and "precision tf32" in text for text in told)
+    assert any(text.startswith("parameters: generator ") for text in told)
+    assert told[-1].startswith("exit code 0 after") and not any("status.json" in text for text in told)
+    times = [float(match[1]) for match in notes if match]
+    assert times == sorted(times)
+    without = gantool("train", tiny, "--set", "steps=20", "--set", "seed=1")
+    assert not re.search(r"read |wrote ", without.stderr)
+    both = gantool("-v", "-q", "status", run)
+    assert both.returncode == 2 and "leave one of them out" in both.stderr
+
+
+def test_verbose_lines_stand_above_the_bar(tiny: Path) -> None:
+    code, said = on_terminal(80, "-v", "train", tiny)
+    lines = lines_of(said)
+    assert code == 0 and any(re.match(r" +\d+\.\d\d s  wrote ", line) for line in lines)
+    assert not [line for line in lines if line.startswith("train ") and "wrote" in line]

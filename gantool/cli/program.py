@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,15 @@ import typer
 import gantool
 from gantool import container
 from gantool.cli import completion
-from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
+from gantool.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    GantoolError,
+    InterruptedRun,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -24,6 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from gantool.terminal import TerminalProgress
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="gantool",
@@ -73,12 +86,28 @@ def _common(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no words on stderr, errors apart.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Also, on stderr and with the time: files read and written, the device and how it computes, sizes of "
+            "the networks, commands of Slurm, time and memory in the end.",
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     options["debug"] |= debug
     options["quiet"] = quiet
+    if verbose and quiet:
+        complain("error", "--quiet and --verbose were given together", "leave one of them out")
+        raise typer.Exit(EXIT_USAGE)
+    if verbose and os.environ.get("RANK", "0") == "0":
+        from gantool.terminal import show_notes
+
+        show_notes()
 
 
 def register(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
@@ -108,8 +137,11 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:  # as job.sh has it until a run can save
                 signal.signal(number, _unwind)
+        began = time.monotonic()
         code = call() or EXIT_DONE
         sys.stdout.flush()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        _log.info("exit code %d after %.1f s, at most %.1f GB of memory", code, time.monotonic() - began, peak)
         return code
     except GantoolError as error:
         _show_traceback()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -34,6 +35,8 @@ from gantool.data.shapes import open_shapes
 from gantool.data.sources import open_source
 from gantool.errors import DataError
 from gantool.progress import Progress, Silent
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _STALE_SECONDS = 3600.0
@@ -89,6 +92,7 @@ def open_packed(data: DataConfig, data_dir: Path) -> PackedDataset:
         _check_sizes(dataset, tuple(facts["shape"]), data)
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: the packed dataset is damaged ({error})", hint.replace("first", "again")) from error
+    _log.info("opened %s: %d images %s, digest %s", path, len(images), list(images.shape[1:]), dataset.digest[:12])
     return dataset
 
 
