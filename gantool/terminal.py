@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from rich.cells import cell_len, set_cell_size
+from rich.color import Color
 from rich.console import Console, RenderableType
 from rich.progress import Progress as Bars
 from rich.progress import ProgressColumn, Task, TaskID
 from rich.progress_bar import ProgressBar
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from gantool.errors import UsageError
+from gantool.pictures import columns_of, half_blocks, kind_of, sequence
 from gantool.progress import Detail, Part, Progress, clock
 
 PLAIN_SECONDS = 10.0  # between two plain lines of the same task
@@ -167,6 +174,31 @@ def show_notes() -> None:
     logger = logging.getLogger("gantool")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Notes())
+
+
+def check_pictures() -> None:
+    """UsageError where stdout is no terminal that can show a picture."""
+    hint = "write a file instead: --grid ROWSxCOLS --out grid.png; of a run they are in its folder samples"
+    if not sys.stdout.isatty():
+        raise UsageError("--show: found that stdout is no terminal, expected one to draw a picture in", hint)
+    console = Console()
+    if kind_of(os.environ) is None and (console.no_color or console.color_system is None):
+        text = "--show: found a terminal without colours (TERM=dumb or NO_COLOR is set), expected colours or pictures"
+        raise UsageError(text, hint)
+
+
+def show_picture(png: bytes) -> None:
+    """Draw a PNG on stdout: as a picture where the terminal draws pictures, else with half blocks."""
+    console, kind = Console(highlight=False), kind_of(os.environ)
+    picture = Image.open(io.BytesIO(png))
+    if kind is not None:
+        console.file.write(sequence(kind, png, columns_of(picture.width, console.width)) + "\n")
+        return
+    for row in half_blocks(picture, console.width):
+        line = Text(no_wrap=True)
+        for above, below in row:
+            line.append("▀", Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below) if below else None))
+        console.print(line)
 
 
 def clear_screen() -> None:

@@ -21,7 +21,7 @@ FLOORS = [
     {"checkpoint", "state", "manifest", "results", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
     {"train", "train_scores", "evaluate", "bench", "doctor"},
-    {"cli", "start", "scoring", "tables", "terminal", "__main__"},
+    {"cli", "start", "scoring", "tables", "terminal", "pictures", "__main__"},
 ]
 WALLS = {
     "accelerate": {"runtime.py"},

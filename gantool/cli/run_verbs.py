@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ from gantool.cli.program import (
 from gantool.errors import EXIT_DONE, EXIT_FAILED, GantoolError, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from gantool.config.schema import RunConfig
     from gantool.interrupts import Interrupts
     from gantool.terminal import TerminalProgress
@@ -160,11 +163,16 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
 @register("sample")
 def sample(
     ckpt: Ckpt,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")
+    ] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images [default: 64].")] = None,
     grid: Annotated[
         str | None, typer.Option(metavar="ROWSxCOLS", help="One picture of images 0, 1, ... instead.")
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw the grid (default: 3x6) in the terminal; --out x.png keeps it too.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Image k depends on the seed and k alone.")] = 0,
     classes: Annotated[
         str | None, typer.Option(help="Comma-separated class names or numbers, for class-conditional generators.")
@@ -175,26 +183,47 @@ def sample(
     from gantool.runs import find_snapshot
 
     check_device(device)
+    if show:
+        from gantool.terminal import check_pictures
+
+        check_pictures()
+        grid = grid or "3x6"
+    if out is None and not show:
+        raise UsageError("give --out, where the images go, or --show", "for example --grid 5x5 --out grid.png")
     path = find_snapshot(ckpt)
     if grid and num:
-        raise UsageError("--num has no effect with --grid, which draws rows x columns images", "leave one of them out")
+        which = "--show" if show else "--grid"
+        raise UsageError(f"--num has no effect with {which}, which draws rows x columns images", "leave it out")
     from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid, save_grid
     from gantool.sample import sample as run
 
     shape = parse_grid(grid) if grid else None
-    if shape and out.suffix.lower() != ".png":
-        raise UsageError(f"--out: found {out.name!r}, expected a .png file for --grid", "for example --out grid.png")
+    if shape and out and out.suffix.lower() != ".png":
+        raise UsageError(f"--out: found {out.name!r}, expected a .png file for a grid", "for example --out grid.png")
+    picture = None
     with terminal_progress() as progress:
-        warn_of_loss(progress, out)
+        warn_of_loss(progress, *filter(None, [out]))
         snapshot = load_snapshot(path, find_device(device or "auto", progress))
         chosen = choose_classes(snapshot, classes) if classes is not None else None
         if shape:
-            save_grid(out, draw_grid(snapshot, *shape, seed, progress, chosen))
-            done = out
-        else:
-            done = run(snapshot, num or 64, seed, out, progress, chosen)
-    print(done)
+            picture = draw_grid(snapshot, *shape, seed, progress, chosen)
+            if out:
+                save_grid(out, picture)
+        elif out:
+            run(snapshot, num or 64, seed, out, progress, chosen)
+    if picture and show:
+        _show(picture)
+    if out:
+        print(out)
     return None
+
+
+def _show(picture: Image.Image) -> None:
+    from gantool.terminal import show_picture
+
+    png = io.BytesIO()
+    picture.save(png, "png")
+    show_picture(png.getvalue())
 
 
 @register("eval")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from gantool.cli.program import (
 )
 from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
 from gantool.progress import counted
+
+if TYPE_CHECKING:
+    from gantool.status import TrialStatus
 
 
 @register("sweep")
@@ -180,18 +183,39 @@ Folder = Annotated[
 def status(
     folder: Folder,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 30 seconds, until Ctrl-C.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Also draw the newest sample grids of runs that go on, or of the one run.")
+    ] = False,
     form: Annotated[str, format_option("table", "json", "csv", "markdown")] = "table",
 ) -> int | None:
     """What every run is doing: from its files, and from Slurm where it was submitted."""
     choose("--format", form, ("table", "json", "csv", "markdown"))
-    if watch and form != "table":
-        raise UsageError("--watch goes with --format table", "leave one of them out")
+    for name, wanted in (("--watch", watch), ("--show", show)):
+        if wanted and form != "table":
+            raise UsageError(f"{name} goes with --format table", "leave one of them out")
+    if show:
+        from gantool.terminal import check_pictures
+
+        check_pictures()
     with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():
-        _show_states(folder, watch, form)
+        _show_states(folder, watch, form, show)
     return None
 
 
-def _show_states(folder: Path, watch: bool, form: str) -> None:
+def _show_grids(states: list[TrialStatus]) -> None:
+    from gantool.status import newest_grids
+    from gantool.terminal import show_picture
+
+    grids = newest_grids(states)
+    for path in grids:
+        print(f"\n{path}")
+        show_picture(path.read_bytes())
+    if not grids:
+        hint = "the first is drawn when training starts, the others at runtime.sample_every; a done run: status RUN"
+        complain("warning", "no run that goes on has a sample grid", hint)
+
+
+def _show_states(folder: Path, watch: bool, form: str, show: bool) -> None:
     from gantool.status import trial_states
     from gantool.terminal import clear_screen
 
@@ -200,6 +224,8 @@ def _show_states(folder: Path, watch: bool, form: str) -> None:
         if watch:
             clear_screen()
         _print_states(states, form)
+        if show:
+            _show_grids(states)
         if silence:
             complain("warning", f"{silence}: the states are those of the files alone", None)
         if not watch:
