@@ -12,14 +12,17 @@ import importlib.util
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
@@ -33,25 +36,23 @@ _AT_ONCE = 2**24  # numbers of an array that go through the network at a time
 class Runtime:
     """This process: its device, its rank among `num_ranks`, and what ranks do together."""
 
-    def __init__(self, settings: RuntimeConfig, folder: str = ".") -> None:
+    def __init__(self, settings: RuntimeConfig) -> None:
         kind = _choose_device(settings.device)
         for name in settings.trackers:
-            if importlib.util.find_spec(name) is None:
+            spec = importlib.util.find_spec(name)
+            if spec is None or spec.origin is None:  # a folder of that name is no package
                 raise UsageError(f"runtime.trackers: {name} is not installed", f"pip install 'gantool[{name}]'")
-        trackers: list[Any] = list(settings.trackers)
         # The other ranks wait while rank 0 scores, which may take longer than the default half hour.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
         threads = num_threads(settings.threads)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it to 1, and warns
-        self._accelerator = Accelerator(
-            cpu=kind == "cpu", log_with=trackers or None, project_dir=folder, kwargs_handlers=[patience]
-        )
+        self._accelerator = Accelerator(cpu=kind == "cpu", kwargs_handlers=[patience])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.num_ranks: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
-        self._tracking = bool(trackers)
+        self.trackers = Trackers(settings.trackers if self.is_main else ())
         self._rewrites = settings.rewrites
         set_threads(threads)
 
@@ -109,19 +110,98 @@ class Runtime:
         if self.highest(int(failure is not None)):
             raise failure or GantoolError("another rank failed", "its message says why")
 
-    def start_tracking(self, name: str, config: dict[str, Any]) -> None:
-        """Open the trackers of the config, if any, on rank 0."""
-        if self._tracking:
-            self._accelerator.init_trackers(name, _flat(config))
-
-    def track(self, values: dict[str, float], step: int) -> None:
-        """Send numbers to the trackers, if any."""
-        if self._tracking:
-            self._accelerator.log(values, step)
-
     def finish(self) -> None:
-        """Close the trackers and leave the process group."""
+        """Leave the process group."""
         self._accelerator.end_training()
+
+
+class Trackers:
+    """TensorBoard and Weights & Biases, on rank 0, fed with what the run's own files have too. One that fails is told
+    of and left out from then on: no tracker ends or changes a run."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._open: dict[str, Any] = {}
+        self._tell: Callable[[str], object] = str
+
+    def start(self, folder: Path, config: dict[str, Any], step: int, tell: Callable[[str], None]) -> None:
+        """Open them for the run in `folder`, which goes on at `step`: what they have of that step and later ones will
+        come again. `tell` hears of failures."""
+        self._tell = tell
+
+        def start(name: str) -> None:
+            self._open[name] = _OPENERS[name](folder, _flat(config), step)
+
+        for name in self._names:
+            self._try(name, partial(start, name))
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of a step."""
+        for name, tracker in [*self._open.items()]:
+            self._try(name, partial(tracker.log, dict(values), step))
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture of a step, uint8 [H, W, 3]."""
+        if "tensorboard" in self._open:
+            board = self._open["tensorboard"]
+
+            def write() -> None:
+                board.log_images({name: picture[None]}, step, dataformats="NHWC")
+                board.tracker.flush()
+
+            self._try("tensorboard", write)
+        if "wandb" in self._open:
+            self._try("wandb", lambda: self._open["wandb"].log_images({name: [picture]}, step))
+
+    def close(self) -> None:
+        """Write what is still to be written, and close them."""
+        for name, tracker in [*self._open.items()]:
+            self._try(name, tracker.finish)
+        self._open.clear()
+
+    def _try(self, name: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._open.pop(name, None)
+            first = (str(error).strip().splitlines() or [""])[0]
+            self._tell(f"warning: the tracker {name} failed and is left out: {type(error).__name__}: {first}")
+
+
+def _open_tensorboard(folder: Path, config: dict[str, Any], step: int) -> GeneralTracker:
+    """Event files in `folder`/tensorboard; a later start says in them from which step on earlier ones do not count."""
+    before = any((folder / _BOARD).glob("events.*"))
+    tracker = TensorBoardTracker(_BOARD, str(folder), purge_step=step if before else None)
+    _start(tracker)
+    if not before:
+        tracker.store_init_configuration(config)
+    return tracker
+
+
+def _open_wandb(folder: Path, config: dict[str, Any], step: int) -> GeneralTracker:
+    """A run of the same name as the folder, below it in wandb/; offline unless $WANDB_MODE says otherwise."""
+    name = folder.resolve().name
+    tracker = WandBTracker(
+        os.environ.get("WANDB_PROJECT", "gantool"),
+        id=name,
+        name=name,
+        resume="allow",
+        dir=str(folder),
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        settings={"console": "off", "silent": True},
+    )
+    _start(tracker)
+    tracker.store_init_configuration(config)
+    return tracker
+
+
+def _start(tracker: GeneralTracker) -> None:
+    if hasattr(tracker, "start"):  # in older versions it is made started
+        tracker.start()
+
+
+_BOARD = "tensorboard"
+_OPENERS = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

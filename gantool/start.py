@@ -110,7 +110,7 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     from gantool.runtime import Runtime, device_caution
     from gantool.train import train as run_to_end
 
-    runtime = Runtime(settings.runtime, str(run.path))
+    runtime = Runtime(settings.runtime)
     progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
     ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
     progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")

@@ -35,7 +35,7 @@ from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
-from gantool.train_scores import Scorer, ScoresInTraining
+from gantool.train_scores import Scorer, ScoresInTraining, track_score
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def train(
         state = run.state_of_result(config) if runtime.is_main else "done"
         if runtime.is_main:
             run.write_config(config)  # `runtime` and `eval` may be new
+        stack.callback(runtime.trackers.close)
         left = runtime.highest({"done": 0, "unscored": 1, "planned": 2}[state])
         if left == 2:
             with _cause_in_status(run, runtime, 0, 0), custom.words_to_stderr():
@@ -81,6 +82,8 @@ def train(
         if left:
             last = find_snapshot(run.path)
             total = int(checkpoint.read_facts(last)["step"])
+            if left == 1:  # new scores of a run that is trained
+                runtime.trackers.start(run.path, config.model_dump(mode="json"), total + 1, progress.say)
             found: list[dict[str, Any] | None] = [None]
 
             def at_last() -> None:
@@ -88,6 +91,8 @@ def train(
 
             with _cause_in_status(run, runtime, total, total):
                 runtime.on_all(at_last)
+            for row in filter(None, found):
+                track_score(runtime, row["values"], total)
             runtime.on_main(lambda: _finish(run, config, progress, last, total, [row for row in found if row]))
 
 
@@ -177,7 +182,7 @@ class Trainer:
         """Resume, then alternate maintenance and the two players until the last step is done and saved."""
         self._resume()
         state, runtime = self.state, self.runtime
-        runtime.start_tracking(self.run.path.name, self.config.model_dump(mode="json"))
+        self._start_trackers()
         with self.interrupts.polled(), _cause_in_status(self.run, runtime, lambda: state.step, self.total):
             runtime.on_main(lambda: self.run.note_start(state.step))
             self.maintain()
@@ -187,6 +192,16 @@ class Trainer:
             self._write_final_images()
         if runtime.is_main:
             self.run.write_status("running", self.total, self.total, self.rate, "scoring")
+
+    def _start_trackers(self) -> None:
+        """Open the trackers, and give them again what the journal has of the step at which the run goes on."""
+        if not self.runtime.is_main:
+            return
+        step, trackers = self.state.step, self.runtime.trackers
+        trackers.start(self.run.path, self.config.model_dump(mode="json"), step, self.progress.say)
+        for row in self.journal.rows():
+            if row["step"] == step:
+                trackers.numbers({name: row[name] for name in SCALARS}, step)
 
     def train_step(self) -> None:
         """Both players' updates, then the average."""
@@ -248,7 +263,7 @@ class Trainer:
             if now - self._status_time > 1:
                 self.run.write_status("running", step, self.total, self.rate)
                 self._status_time = now
-        self.runtime.track(values, step)
+        self.runtime.trackers.numbers(values, step)
 
     _parts: tuple[Part, ...] = ()
 
@@ -275,6 +290,7 @@ class Trainer:
         picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
         folder = self.run.folder(self.config.runtime.samples_dir)
         sample.save_grid(folder / f"step-{self.state.step:08d}.png", picture)
+        self.runtime.trackers.picture("samples", np.asarray(picture.convert("RGB")), self.state.step)
         from gantool.report.curves import draw_curves
 
         draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gantool import checkpoint
 from gantool.config.evaluation import EvalConfig
 from gantool.errors import GantoolError, InterruptedRun
-from gantool.metrics.scores import BEST, has_score, read_scores, words_of
+from gantool.metrics.scores import BEST, kept_score, read_scores, words_of
 from gantool.progress import Progress
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
@@ -70,7 +70,10 @@ class ScoresInTraining:
         began, runtime = time.monotonic(), self.runtime
         snapshot = checkpoint.step_file(self.run.path / "snapshots", step)
         digest = str(checkpoint.read_facts(snapshot)["digest"]) if runtime.is_main else ""
-        if runtime.highest(int(runtime.is_main and has_score(self.run.path, digest, self.settings.identity()))):
+        kept = kept_score(self.run.path, digest, self.settings.identity()) if runtime.is_main else None
+        if runtime.highest(int(kept is not None)):
+            if kept is not None:
+                track_score(runtime, kept.values, step)
             return 0.0, False
         if runtime.is_main:
             self.run.write_status("running", step, total, message="scoring")
@@ -87,11 +90,16 @@ class ScoresInTraining:
         if found:
             self.progress.say(f"step {step}: {words_of(found['values'])}")
             self.latest = _latest(step, found["values"])
-            runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
+            track_score(runtime, found["values"], step)
         self._last_seconds = time.monotonic() - began
         _log.info("step %d: scoring took %.1f s", step, self._last_seconds)
         self._seconds += self._last_seconds
         return self._last_seconds, outcome == 2
+
+
+def track_score(runtime: Runtime, values: Mapping[str, float], step: int) -> None:
+    """Send the values of a score to the trackers."""
+    runtime.trackers.numbers({f"score/{name}": value for name, value in values.items()}, step)
 
 
 def _latest(step: int, values: Mapping[str, float]) -> Latest | None:

@@ -99,12 +99,14 @@ def read_scores(folder: Path) -> list[Score]:
     return found
 
 
-def has_score(folder: Path, digest: str, settings: Mapping[str, Any]) -> bool:
-    """Whether the snapshot of a run directory with this digest has been scored by these settings, with seed 0."""
-    return any(
-        score.snapshot_digest == digest and score.settings == settings and score.seed == 0
+def kept_score(folder: Path, digest: str, settings: Mapping[str, Any]) -> Score | None:
+    """The score of the snapshot of a run directory with this digest by these settings, with seed 0, if there is one."""
+    fitting = (
+        score
         for score in read_scores(folder)
+        if score.snapshot_digest == digest and score.settings == settings and score.seed == 0
     )
+    return next(fitting, None)
 
 
 def best_score(folder: Path) -> Score | None:
