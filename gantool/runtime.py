@@ -121,12 +121,12 @@ class Trackers:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, tuple[Any, int]] = {}  # the tracker, and the first step that it lacks
         self._tell: Callable[[str], object] = str
 
-    def start(self, folder: Path, config: dict[str, Any], step: int, tell: Callable[[str], None]) -> None:
-        """Open them for the run in `folder`, which goes on at `step`: what they have of that step and later ones will
-        come again. `tell` hears of failures."""
+    def start(self, folder: Path, config: dict[str, Any], step: int, tell: Callable[[str], None]) -> int:
+        """Open them for the run in `folder`, which goes on at `step`; the first step that one of them lacks, to be sent
+        `again`. `tell` hears of failures."""
         self._tell = tell
 
         def start(name: str) -> None:
@@ -134,28 +134,32 @@ class Trackers:
 
         for name in self._names:
             self._try(name, partial(start, name))
+        return min([lacking for _, lacking in self._open.values()], default=step + 1)
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step."""
-        for name, tracker in [*self._open.items()]:
+    def numbers(self, values: Mapping[str, float], step: int, again: bool = False) -> None:
+        """Numbers of a step; `again`: only for those that lack it."""
+        for name, tracker in self._that_lack(step, again):
             self._try(name, partial(tracker.log, dict(values), step))
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture of a step, uint8 [H, W, 3]."""
-        if "tensorboard" in self._open:
-            board = self._open["tensorboard"]
+    def picture(self, name: str, picture: np.ndarray, step: int, again: bool = False) -> None:
+        """A picture of a step, uint8 [H, W, 3]; `again` as for numbers."""
 
-            def write() -> None:
-                board.log_images({name: picture[None]}, step, dataformats="NHWC")
-                board.tracker.flush()
+        def write(tracker: Any) -> None:
+            if tracker.name == _BOARD:
+                tracker.log_images({name: picture[None]}, step, dataformats="NHWC")
+                tracker.tracker.flush()
+            else:
+                tracker.log_images({name: [picture]}, step)
 
-            self._try("tensorboard", write)
-        if "wandb" in self._open:
-            self._try("wandb", lambda: self._open["wandb"].log_images({name: [picture]}, step))
+        for tracker_name, tracker in self._that_lack(step, again):
+            self._try(tracker_name, partial(write, tracker))
+
+    def _that_lack(self, step: int, again: bool) -> list[tuple[str, Any]]:
+        return [(name, tracker) for name, (tracker, lacking) in self._open.items() if not again or step >= lacking]
 
     def close(self) -> None:
         """Write what is still to be written, and close them."""
-        for name, tracker in [*self._open.items()]:
+        for name, (tracker, _) in [*self._open.items()]:
             self._try(name, tracker.finish)
         self._open.clear()
 
@@ -168,31 +172,32 @@ class Trackers:
             self._tell(f"warning: the tracker {name} failed and is left out: {type(error).__name__}: {first}")
 
 
-def _open_tensorboard(folder: Path, config: dict[str, Any], step: int) -> GeneralTracker:
+def _open_tensorboard(folder: Path, config: dict[str, Any], step: int) -> tuple[GeneralTracker, int]:
     """Event files in `folder`/tensorboard; a later start says in them from which step on earlier ones do not count."""
     before = any((folder / _BOARD).glob("events.*"))
     tracker = TensorBoardTracker(_BOARD, str(folder), purge_step=step if before else None)
     _start(tracker)
     if not before:
         tracker.store_init_configuration(config)
-    return tracker
+    return tracker, step if before else 0
 
 
-def _open_wandb(folder: Path, config: dict[str, Any], step: int) -> GeneralTracker:
-    """A run of the same name as the folder, below it in wandb/; offline unless $WANDB_MODE says otherwise."""
-    name = folder.resolve().name
+def _open_wandb(folder: Path, config: dict[str, Any], step: int) -> tuple[GeneralTracker, int]:
+    """A run of the same name as the folder, below it in wandb/; offline unless $WANDB_MODE says otherwise. Offline each
+    start is a folder of its own, and one that was killed may be empty: the newest is given everything."""
+    name, mode = folder.resolve().name, os.environ.get("WANDB_MODE", "offline")
     tracker = WandBTracker(
         os.environ.get("WANDB_PROJECT", "gantool"),
         id=name,
         name=name,
         resume="allow",
         dir=str(folder),
-        mode=os.environ.get("WANDB_MODE", "offline"),
+        mode=mode,
         settings={"console": "off", "silent": True},
     )
     _start(tracker)
     tracker.store_init_configuration(config)
-    return tracker
+    return tracker, 0 if mode == "offline" else step
 
 
 def _start(tracker: GeneralTracker) -> None:

@@ -97,9 +97,9 @@ class ScoresInTraining:
         return self._last_seconds, outcome == 2
 
 
-def track_score(runtime: Runtime, values: Mapping[str, float], step: int) -> None:
+def track_score(runtime: Runtime, values: Mapping[str, float], step: int, again: bool = False) -> None:
     """Send the values of a score to the trackers."""
-    runtime.trackers.numbers({f"score/{name}": value for name, value in values.items()}, step)
+    runtime.trackers.numbers({f"score/{name}": value for name, value in values.items()}, step, again)
 
 
 def _latest(step: int, values: Mapping[str, float]) -> Latest | None:

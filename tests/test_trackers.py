@@ -82,6 +82,16 @@ def test_curves_go_on_after_a_kill_and_the_run_has_the_bits_of_one_without_track
         assert digest_tensors(load(run / "snapshots" / snapshot.name)[0]) == digest_tensors(load(snapshot)[0])
 
 
+def test_a_tracker_that_comes_later_has_what_was_before(
+    gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'gantool[tensorboard]'")
+    run = tmp_path / "runs" / whole.name
+    assert interrupt(signal.SIGTERM, run, tiny, 110, *OPTIONS) == 75
+    assert gantool("train", tiny, *OPTIONS, *BOARD).returncode == 0
+    assert_board_is_that_of(run)
+
+
 def test_a_finished_run_that_is_scored_anew_adds_to_its_curves(gantool: Gantool, tiny: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'gantool[tensorboard]'")
     run = train_whole(gantool, tiny, *BOARD)
@@ -121,7 +131,7 @@ def test_one_failing_tracker_leaves_the_others_open() -> None:
     trackers, told = Trackers(()), []
     trackers.start(Path(), {}, 0, told.append)
     good, bad = Tracker(False), Tracker(True)
-    trackers._open = {"tensorboard": bad, "wandb": good}
+    trackers._open = {"tensorboard": (bad, 0), "wandb": (good, 0)}
     trackers.numbers({"loss_d": 1.0}, 5)
     trackers.numbers({"loss_d": 2.0}, 10)
     trackers.close()
@@ -129,13 +139,16 @@ def test_one_failing_tracker_leaves_the_others_open() -> None:
     assert told == ["warning: the tracker tensorboard failed and is left out: OSError: the disk is full"]
 
 
-def test_weights_and_biases_offline(gantool: Gantool, tiny: Path) -> None:
+def test_weights_and_biases_offline(gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed: pip install 'gantool[wandb]'")
-    options = ("--set", "runtime.trackers=[wandb]", "--set", "eval={num: 40}")
-    run = train_whole(gantool, tiny, *options)
-    (folder,) = (run / "wandb").glob("offline-run-*")
+    options, run = ("--set", "runtime.trackers=[wandb]"), tmp_path / "runs" / whole.name
+    assert interrupt(signal.SIGKILL, run, tiny, 110, *OPTIONS, *options) == -signal.SIGKILL
+    assert gantool("train", tiny, *OPTIONS, *options).returncode == 0
+    assert_same(whole, run)
+    folder = (run / "wandb" / "latest-run").resolve()  # the whole curve, though the one before was killed
     assert folder.name.endswith(f"-{run.name}") and (folder / f"run-{run.name}.wandb").stat().st_size > 0
-    grids = sorted((folder / "files" / "media" / "images").glob("samples_*.png"))
+    found = (folder / "files" / "media" / "images").glob("samples_*.png")
+    grids = sorted(found, key=lambda path: int(path.name.split("_")[1]))
     for grid, path in zip(grids, sorted((run / "samples").glob("*.png")), strict=True):
         assert np.array_equal(np.asarray(Image.open(grid)), np.asarray(Image.open(path)))
 

@@ -99,14 +99,15 @@ def read_scores(folder: Path) -> list[Score]:
     return found
 
 
+def fits(score: Score, settings: Mapping[str, Any]) -> bool:
+    """Whether a score is by these settings, with seed 0, as those of a training are."""
+    return score.settings == settings and score.seed == 0
+
+
 def kept_score(folder: Path, digest: str, settings: Mapping[str, Any]) -> Score | None:
-    """The score of the snapshot of a run directory with this digest by these settings, with seed 0, if there is one."""
-    fitting = (
-        score
-        for score in read_scores(folder)
-        if score.snapshot_digest == digest and score.settings == settings and score.seed == 0
-    )
-    return next(fitting, None)
+    """The score of the snapshot of a run directory with this digest that fits the settings, if there is one."""
+    found = read_scores(folder)
+    return next((score for score in found if score.snapshot_digest == digest and fits(score, settings)), None)
 
 
 def best_score(folder: Path) -> Score | None:
