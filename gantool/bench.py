@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +27,7 @@ from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
 from gantool.progress import Progress, Silent
 from gantool.runs import RunDirectory
-from gantool.runtime import Runtime
+from gantool.runtime import Runtime, peak_megabytes
 from gantool.train import Trainer
 
 _CEILING_SIZE = 2048
@@ -108,7 +106,7 @@ def bench(
 ) -> BenchResult:
     """Time `rounds` turns of `steps` steps of each contender, after one turn to warm up; `plain`: also the trainer
     without rewrites in float32. Under several ranks each calls this."""
-    before = _peak_megabytes(torch.device("cpu"))
+    before = peak_megabytes(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         settings = config.runtime.model_copy(update={"runs_dir": folder, "trackers": ()})
         config = config.model_copy(update={"runtime": settings})
@@ -118,7 +116,7 @@ def bench(
         first = _seconds(device, trainer.train_step)
         contenders = {"trainer": _trainer_steps(trainer, steps)}
         _seconds(device, contenders["trainer"])
-        peak = _peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
+        peak = peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
         contenders["bare"] = _bare_steps(trainer, steps)
         if plain:
             other = config.model_copy(
@@ -126,6 +124,7 @@ def bench(
             )
             contenders["plain"] = _trainer_steps(_trainer(other, data, runtime, Path(folder) / "plain"), steps)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        progress.step("bench", 0, rounds + 1)
         for index in range(rounds + 1):
             for name, work in contenders.items():
                 took = _seconds(device, work)
@@ -160,15 +159,16 @@ def bench(
     )
 
 
-def bench_packed(config: RunConfig, packed: int, rounds: int, steps: int) -> tuple[float, float]:
+def bench_packed(config: RunConfig, packed: int, rounds: int, steps: int, progress: Progress) -> tuple[float, float]:
     """Images per second of one process alone, and of `packed` processes together on the same device (medians)."""
-    return _together(config, 1, rounds, steps), _together(config, packed, rounds, steps)
+    return _together(config, 1, rounds, steps, progress), _together(config, packed, rounds, steps, progress)
 
 
-def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
+def _together(config: RunConfig, number: int, rounds: int, steps: int, progress: Progress) -> float:
     context = multiprocessing.get_context("spawn")
-    barrier, found = context.Barrier(number), context.Queue()
-    work = functools.partial(_packed_member, config.model_dump(mode="json"), rounds, steps, barrier, found)
+    barrier, found, done = context.Barrier(number), context.Queue(), context.Value("i", 0)
+    work = functools.partial(_packed_member, config.model_dump(mode="json"), rounds, steps, barrier, found, done)
+    total = number * rounds + 1
     members = [context.Process(target=work) for _ in range(number)]
     for member in members:
         member.start()
@@ -176,7 +176,9 @@ def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
         while any(member.is_alive() for member in members) and found.empty():
             if any(member.exitcode for member in members):
                 raise GantoolError("one of the packed processes failed", "its message says why")
+            progress.step(f"bench of {number}", min(done.value, total - 1), total)
             time.sleep(0.1)
+        progress.step(f"bench of {number}", total, total)
         times = [found.get(timeout=60) for _ in members]
     finally:
         for member in members:
@@ -187,7 +189,7 @@ def _together(config: RunConfig, number: int, rounds: int, steps: int) -> float:
     return images / statistics.median(slowest)
 
 
-def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any, found: Any) -> None:
+def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any, found: Any, done: Any) -> None:
     config = RunConfig.model_validate(plain)
     data = open_packed(config.data, Path(config.runtime.data_dir))
     with tempfile.TemporaryDirectory() as folder:
@@ -198,6 +200,8 @@ def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any,
         for _ in range(rounds):
             barrier.wait()
             times.append(_seconds(runtime.device, work))
+            with done.get_lock():
+                done.value += 1
         found.put(times)
 
 
@@ -223,13 +227,6 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _peak_megabytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
 
 
 def _shares(trainer: Trainer, steps: int) -> dict[str, float]:

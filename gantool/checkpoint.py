@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from gantool import files
 from gantool.errors import GantoolError
+
+_log = logging.getLogger(__name__)
 
 _FACTS, _FACTS_DIGEST = "gantool", "gantool-facts-sha256"
 
@@ -60,6 +63,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DamagedFile(
             f"{path}: damaged: its digest is {found[:12]}, expected {str(facts.get('digest'))[:12]}", _HINT
         )
+    _log.info("read %s, step %s", path, facts.get("step"))
     return tensors, facts
 
 

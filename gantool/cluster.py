@@ -7,8 +7,10 @@ may run are used, each once for all jobs, since a controller answers a thousand 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -21,6 +23,8 @@ from typing import Any, NamedTuple
 from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 120
 _ALIVE = {
@@ -265,6 +269,7 @@ def _run(*command: str) -> str:
         raise SlurmSilent(f"Slurm's command {command[0]} is not on this machine", "go to a login node") from None
     except subprocess.TimeoutExpired:
         raise SlurmSilent(f"{command[0]} did not answer within {_PATIENCE_SECONDS} s", "try again later") from None
+    _log.info("ran %s: exit code %d", shlex.join(command), done.returncode)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         words = said[0].removeprefix(f"{command[0]}: ")

@@ -7,6 +7,7 @@ data would get.
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Callable
@@ -41,6 +42,8 @@ from gantool.metrics.statistics import Need, Statistics, distance
 from gantool.nearest import picture_of_nearest
 from gantool.progress import Progress
 from gantool.sample import Snapshot, generated_set, save_grid
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Score", "class_rows", "evaluate", "evaluate_images", "keep", "score_rows"]
 
@@ -88,7 +91,7 @@ def evaluate(
     began = time.monotonic()
     if data is None:
         data = ensure_packed(snapshot.config.data, data_dir, work.progress)
-        check_digest(data)
+        check_digest(data, work.progress)
     _check(snapshot, data)
     _refuse(settings, snapshot.num_classes > 0)
     device = next(snapshot.generator.parameters()).device
@@ -181,6 +184,7 @@ def _open(
         progress=work.progress,
     )
     extractor = open_extractor(settings.extractor, setting)
+    _log.info("extractor %s %s in %s on %s", extractor.name, extractor.digest[:12], settings.precision, device)
     number, highest = int(extractor.digest[:8], 16), work.ranks.highest
     if highest(number) != -highest(-number):
         text = f"ranks have different weights of the extractor {extractor.name}"

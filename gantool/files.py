@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from gantool.errors import GantoolError
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -32,6 +35,8 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
+        if durable and path.name != "status.json":  # neither many pictures, nor each second
+            _log.info("wrote %s", path)
         if durable:
             _sync_folder(path.parent)
     except OSError as error:

@@ -26,7 +26,7 @@ def prepare(data: DataConfig, runtime: RuntimeConfig, progress: Progress) -> Pac
         if packed_path(data, data_dir).with_suffix(".json").exists():
             progress.say(f"{error.message}; packing it again")
     else:
-        if verify(dataset):
+        if verify(dataset, progress):
             progress.say(f"already packed: {_describe(dataset)}")
             return dataset
         progress.say(f"{dataset.path}: does not have the digest it was packed with; packing it again")

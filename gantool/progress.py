@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Part(NamedTuple):
+    """One thing to tell beside a bar: in full, and as it is written where there is little room."""
+
+    full: str
+    short: str
+
+
+Detail = str | Sequence[Part]
+"""What stands beside a bar; of several parts the last are left out first where the terminal is narrow."""
 
 
 class Progress(Protocol):
@@ -11,7 +23,7 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """One line of words."""
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
         """`what` has come to `done` of `total` (None: unknown); the first call starts it, done == total ends it."""
 
 
@@ -21,10 +33,19 @@ class Silent:
     def say(self, text: str) -> None:
         pass
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
         pass
 
 
 def counted(number: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def clock(seconds: float) -> str:
+    """`0:05`, `12:34`, `1:02:03`, `2d 03:04`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

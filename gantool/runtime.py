@@ -10,14 +10,19 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
@@ -31,26 +36,36 @@ _AT_ONCE = 2**24  # numbers of an array that go through the network at a time
 class Runtime:
     """This process: its device, its rank among `num_ranks`, and what ranks do together."""
 
-    def __init__(self, settings: RuntimeConfig, folder: str = ".") -> None:
+    def __init__(self, settings: RuntimeConfig) -> None:
         kind = _choose_device(settings.device)
         for name in settings.trackers:
-            if importlib.util.find_spec(name) is None:
+            spec = importlib.util.find_spec(name)
+            if spec is None or spec.origin is None:  # a folder of that name is no package
                 raise UsageError(f"runtime.trackers: {name} is not installed", f"pip install 'gantool[{name}]'")
-        trackers: list[Any] = list(settings.trackers)
         # The other ranks wait while rank 0 scores, which may take longer than the default half hour.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
         threads = num_threads(settings.threads)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it to 1, and warns
-        self._accelerator = Accelerator(
-            cpu=kind == "cpu", log_with=trackers or None, project_dir=folder, kwargs_handlers=[patience]
-        )
+        self._accelerator = Accelerator(cpu=kind == "cpu", kwargs_handlers=[patience])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.num_ranks: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
-        self._tracking = bool(trackers)
+        self.trackers = Trackers(settings.trackers if self.is_main else ())
+        self._rewrites = settings.rewrites
         set_threads(threads)
+
+    def described(self, precision: str) -> str:
+        """In words, how training is computed here."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        where = f"{device}, {torch.get_num_threads()} CPU threads, process {self.rank + 1} of {self.num_ranks}"
+        rewrites = "with" if self._rewrites else "without"
+        return f"torch {torch.__version__} on {where}; precision {precision}, {rewrites} rewritten convolutions"
+
+    def peak_megabytes(self) -> float:
+        """The most memory that this process had (see `peak_megabytes`)."""
+        return peak_megabytes(self.device)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace float tensors of the same shapes on all ranks by their mean over the ranks."""
@@ -95,19 +110,103 @@ class Runtime:
         if self.highest(int(failure is not None)):
             raise failure or GantoolError("another rank failed", "its message says why")
 
-    def start_tracking(self, name: str, config: dict[str, Any]) -> None:
-        """Open the trackers of the config, if any, on rank 0."""
-        if self._tracking:
-            self._accelerator.init_trackers(name, _flat(config))
-
-    def track(self, values: dict[str, float], step: int) -> None:
-        """Send numbers to the trackers, if any."""
-        if self._tracking:
-            self._accelerator.log(values, step)
-
     def finish(self) -> None:
-        """Close the trackers and leave the process group."""
+        """Leave the process group."""
         self._accelerator.end_training()
+
+
+class Trackers:
+    """TensorBoard and Weights & Biases, on rank 0, fed with what the run's own files have too. One that fails is told
+    of and left out from then on: no tracker ends or changes a run."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._open: dict[str, tuple[Any, int]] = {}  # the tracker, and the first step that it lacks
+        self._tell: Callable[[str], object] = str
+
+    def start(self, folder: Path, config: dict[str, Any], step: int, tell: Callable[[str], None]) -> int:
+        """Open them for the run in `folder`, which goes on at `step`; the first step that one of them lacks, to be sent
+        `again`. `tell` hears of failures."""
+        self._tell = tell
+
+        def start(name: str) -> None:
+            self._open[name] = _OPENERS[name](folder, _flat(config), step)
+
+        for name in self._names:
+            self._try(name, partial(start, name))
+        return min([lacking for _, lacking in self._open.values()], default=step + 1)
+
+    def numbers(self, values: Mapping[str, float], step: int, again: bool = False) -> None:
+        """Numbers of a step; `again`: only for those that lack it."""
+        for name, tracker in self._that_lack(step, again):
+            self._try(name, partial(tracker.log, dict(values), step))
+
+    def picture(self, name: str, picture: np.ndarray, step: int, again: bool = False) -> None:
+        """A picture of a step, uint8 [H, W, 3]; `again` as for numbers."""
+
+        def write(tracker: Any) -> None:
+            if tracker.name == _BOARD:
+                tracker.log_images({name: picture[None]}, step, dataformats="NHWC")
+                tracker.tracker.flush()
+            else:
+                tracker.log_images({name: [picture]}, step)
+
+        for tracker_name, tracker in self._that_lack(step, again):
+            self._try(tracker_name, partial(write, tracker))
+
+    def _that_lack(self, step: int, again: bool) -> list[tuple[str, Any]]:
+        return [(name, tracker) for name, (tracker, lacking) in self._open.items() if not again or step >= lacking]
+
+    def close(self) -> None:
+        """Write what is still to be written, and close them."""
+        for name, (tracker, _) in [*self._open.items()]:
+            self._try(name, tracker.finish)
+        self._open.clear()
+
+    def _try(self, name: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._open.pop(name, None)
+            first = (str(error).strip().splitlines() or [""])[0]
+            self._tell(f"warning: the tracker {name} failed and is left out: {type(error).__name__}: {first}")
+
+
+def _open_tensorboard(folder: Path, config: dict[str, Any], step: int) -> tuple[GeneralTracker, int]:
+    """Event files in `folder`/tensorboard; a later start says in them from which step on earlier ones do not count."""
+    before = any((folder / _BOARD).glob("events.*"))
+    tracker = TensorBoardTracker(_BOARD, str(folder), purge_step=step if before else None)
+    _start(tracker)
+    if not before:
+        tracker.store_init_configuration(config)
+    return tracker, step if before else 0
+
+
+def _open_wandb(folder: Path, config: dict[str, Any], step: int) -> tuple[GeneralTracker, int]:
+    """A run of the same name as the folder, below it in wandb/; offline unless $WANDB_MODE says otherwise. Offline each
+    start is a folder of its own, and one that was killed may be empty: the newest is given everything."""
+    name, mode = folder.resolve().name, os.environ.get("WANDB_MODE", "offline")
+    tracker = WandBTracker(
+        os.environ.get("WANDB_PROJECT", "gantool"),
+        id=name,
+        name=name,
+        resume="allow",
+        dir=str(folder),
+        mode=mode,
+        settings={"console": "off", "silent": True},
+    )
+    _start(tracker)
+    tracker.store_init_configuration(config)
+    return tracker, 0 if mode == "offline" else step
+
+
+def _start(tracker: GeneralTracker) -> None:
+    if hasattr(tracker, "start"):  # in older versions it is made started
+        tracker.start()
+
+
+_BOARD = "tensorboard"
+_OPENERS = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
@@ -134,6 +233,14 @@ def num_threads(wanted: int) -> int:
 def set_threads(number: int) -> None:
     """Let torch use this many CPU threads."""
     torch.set_num_threads(number)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """The most memory that tensors took on a GPU, else that this process took; nothing is waited for."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
 
 
 def return_large_blocks() -> None:

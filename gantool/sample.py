@@ -177,17 +177,21 @@ def save_grid(path: Path, picture: Image.Image) -> None:
 
 
 def draw_grid(
-    snapshot: Snapshot, rows: int, columns: int, seed: int, out: Path, classes: Sequence[int] | None = None
-) -> Path:
-    """Write images 0, 1, ... of the sample `seed` as one PNG of rows x columns; with classes, one class in each row."""
+    snapshot: Snapshot,
+    rows: int,
+    columns: int,
+    seed: int,
+    progress: Progress,
+    classes: Sequence[int] | None = None,
+) -> Image.Image:
+    """Images 0, 1, ... of the sample `seed` as one picture of rows x columns; with classes, one class in each row."""
     if classes and len(classes) > rows:
         text = f"--grid: found {rows} rows for {len(classes)} classes, expected at least a row for each"
         raise UsageError(text, f"give --grid {len(classes)}x{columns}")
     classes = classes or range(snapshot.num_classes)
     labels = row_labels(columns, classes) if snapshot.num_classes else None
-    images = torch.cat([part.cpu() for part in generate(snapshot, 0, rows * columns, seed, labels)]).numpy()
-    save_grid(out, make_grid(images, rows, columns))
-    return out
+    parts = with_progress(generate(snapshot, 0, rows * columns, seed, labels), rows * columns, progress)
+    return make_grid(np.concatenate(list(parts)), rows, columns)
 
 
 def sample(
@@ -213,7 +217,7 @@ def sample(
         text = f"--out: {out} holds images of a larger sample ({min(strangers)}, ...), which would stay there"
         raise UsageError(text, "give an empty or new folder")
     labels = labels_in_turn(classes or range(snapshot.num_classes)) if snapshot.num_classes else None
-    parts = _with_progress(generate(snapshot, 0, num, seed, labels), num, progress)
+    parts = with_progress(generate(snapshot, 0, num, seed, labels), num, progress)
     if suffix == ".npz":
         _write_npz(out, parts, (num, *snapshot.data["image_shape"]), labels)
     elif suffix == ".zip":
@@ -226,7 +230,7 @@ def sample(
     return out
 
 
-def save_images(folder: Path, parts: Iterable[Tensor], num: int) -> None:
+def save_images(folder: Path, parts: Iterable[np.ndarray], num: int) -> None:
     """Write `num` images as img_000.png, ... (more digits for more images) to `folder`, and remove those of a larger
     number that are there from before."""
     digits = max(3, len(str(num - 1)))
@@ -234,7 +238,7 @@ def save_images(folder: Path, parts: Iterable[Tensor], num: int) -> None:
     for path in folder.glob("img_*.png"):
         if path.name not in wanted and path.stem[4:].isdigit():
             path.unlink()
-    _write_folder(folder, (part.cpu().numpy() for part in parts), digits)
+    _write_folder(folder, parts, digits)
 
 
 def _write_folder(folder: Path, parts: Iterable[np.ndarray], digits: int = 6) -> None:
@@ -259,7 +263,8 @@ def _write_npz(out: Path, parts: Iterator[np.ndarray], shape: tuple[int, ...], l
                 np.lib.format.write_array(array, np.array([labels(k) for k in range(shape[0])], np.int64))
 
 
-def _with_progress(parts: Iterator[Tensor], num: int, progress: Progress) -> Iterator[np.ndarray]:
+def with_progress(parts: Iterable[Tensor], num: int, progress: Progress) -> Iterator[np.ndarray]:
+    """The parts of `num` images as arrays, each told to `progress`."""
     done = 0
     for part in parts:
         yield part.cpu().numpy()

@@ -172,11 +172,11 @@ def _reference(against: Path, asked: Asked, progress: Progress) -> tuple[Referen
     if config is not None:
         folder = asked.data_dir or Path(config.runtime.data_dir)
         data = open_packed(config.data, folder)
-        check_digest(data)
+        check_digest(data, progress)
         return Reference(packed_set(data, "train", None), data, folder), config.eval or EvalConfig()
     packed = packed_at(against)
     if packed is not None:
-        check_digest(packed)
+        check_digest(packed, progress)
         return Reference(packed_set(packed, "train", None), packed, asked.data_dir or against.parent), EvalConfig()
     if asked.changes.get("extractor", "classifier") == "classifier":
         text = f"{against}: these images are no packed dataset, on which the extractor 'classifier' could be trained"

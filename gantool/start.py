@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.interrupts import Interrupts, describe
 from gantool.progress import Progress, Silent
 from gantool.runs import RunBusy, RunDirectory
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from gantool.data.pack import PackedDataset
@@ -100,19 +103,22 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     from gantool.data.staging import staged
     from gantool.terminal import LoggedProgress
 
-    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
-    data = staged(data, settings.data, terminal)
-    check_digest(data)
+    told: Progress = terminal if os.environ.get("RANK", "0") == "0" else Silent()
+    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), told)
+    data = staged(data, settings.data, told)
+    check_digest(data, told)
     from gantool.runtime import Runtime, device_caution
     from gantool.train import train as run_to_end
 
-    runtime = Runtime(settings.runtime, str(run.path))
+    runtime = Runtime(settings.runtime)
     progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
     ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
     progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
     for text in filter(None, (container.loss(run.path), device_caution(runtime.device, settings.runtime.device))):
         progress.say(f"warning: {text}")
 
+    _log.info("%s", runtime.described(settings.precision))
+    _log.info("fingerprint %s of %s", settings.fingerprint, run.path / "config.yaml")
     if settings.eval and run.result() is None:
         from gantool.evaluate import ready
         from gantool.metrics.collection import Work

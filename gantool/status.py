@@ -3,6 +3,7 @@ submitted to Slurm, and accounting if it works. Needs no living process. No torc
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial, load_trials
 from gantool.results import SPREADS, scores_in
-from gantool.runs import State
+from gantool.runs import RunDirectory, State
 from gantool.submissions import Jobs
 
 
@@ -111,6 +112,18 @@ def _left(trial: Trial, step: int | None, total: int | None, rate: float | None)
     if step is None or total is None or rate is None:
         return None
     return max(0, total - step) * trial.config.batch * trial.config.n_dis / rate
+
+
+def newest_grids(statuses: list[TrialStatus], most: int = 4) -> list[Path]:
+    """The newest sample grid of each run that is running, or of the only run whatever it does; of many the latest."""
+    found = []
+    for status in statuses:
+        if status.state != "running" and len(statuses) > 1:
+            continue
+        with contextlib.suppress(GantoolError, OSError):
+            folder = status.run / RunDirectory(status.run).config().runtime.samples_dir
+            found += sorted(folder.glob("step-*.png"))[-1:]
+    return sorted(found, key=lambda path: -path.stat().st_mtime)[:most]
 
 
 def status_rows(statuses: list[TrialStatus]) -> list[dict[str, Any]]:

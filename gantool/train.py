@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import platform
 import shutil
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import gantool
@@ -28,15 +30,18 @@ from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
 from gantool.interrupts import CANCELLED, Interrupts, describe
-from gantool.metrics.scores import best_score, words_of
+from gantool.metrics.scores import best_score, fits, read_scores, words_of
 from gantool.players import SCALARS, Players
-from gantool.progress import Progress
+from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
-from gantool.train_scores import Scorer, ScoresInTraining
+from gantool.train_scores import Scorer, ScoresInTraining, track_score
+
+_log = logging.getLogger(__name__)
 
 _ASK_EVERY = 10
+_GRIDS = "samples"  # their name in trackers
 
 
 def train(
@@ -66,6 +71,7 @@ def train(
         state = run.state_of_result(config) if runtime.is_main else "done"
         if runtime.is_main:
             run.write_config(config)  # `runtime` and `eval` may be new
+        stack.callback(runtime.trackers.close)
         left = runtime.highest({"done": 0, "unscored": 1, "planned": 2}[state])
         if left == 2:
             with _cause_in_status(run, runtime, 0, 0), custom.words_to_stderr():
@@ -78,6 +84,8 @@ def train(
         if left:
             last = find_snapshot(run.path)
             total = int(checkpoint.read_facts(last)["step"])
+            if left == 1:  # new scores of a run that is trained
+                _start_trackers(run, config, runtime, progress, total + 1)
             found: list[dict[str, Any] | None] = [None]
 
             def at_last() -> None:
@@ -85,6 +93,8 @@ def train(
 
             with _cause_in_status(run, runtime, total, total):
                 runtime.on_all(at_last)
+            for row in filter(None, found):
+                track_score(runtime, row["values"], total)
             runtime.on_main(lambda: _finish(run, config, progress, last, total, [row for row in found if row]))
 
 
@@ -105,6 +115,28 @@ def _finish(
         progress.say(f"the best of all scored snapshots is that of step {best.step}: {words_of(best.values)}")
     run.unmark("stopped")  # a signal may have come while it was scored before
     run.write_status("done", total, total)
+
+
+def _start_trackers(run: RunDirectory, config: RunConfig, runtime: Runtime, progress: Progress, step: int) -> None:
+    """Open the trackers on rank 0 for a run that goes on at `step`, and give them again from the run's files what they
+    lack: numbers up to that step, scores and grids before it (those of the step itself are made anew)."""
+    if not runtime.is_main:
+        return
+    trackers = runtime.trackers
+    lacking = trackers.start(run.path, config.model_dump(mode="json"), step, progress.say)
+    rows = {row["step"]: row for row in Journal(run.path / "journal.jsonl").rows()}
+    by_settings = [score for score in read_scores(run.path) if config.eval and fits(score, config.eval.identity())]
+    scores = {score.step: score.values for score in by_settings if score.step is not None and score.step < step}
+    files_of_grids = (run.path / config.runtime.samples_dir).glob("step-????????.png")
+    grids = {at: path for path in files_of_grids if (at := int(path.stem[5:])) < step}
+    for at in sorted(at for at in {*rows, *scores, *grids} if lacking <= at <= step):
+        if at in rows:
+            trackers.numbers({name: rows[at][name] for name in SCALARS if name in rows[at]}, at, again=True)
+        if at in scores:
+            track_score(runtime, scores[at], at, again=True)
+        if at in grids:
+            with contextlib.suppress(OSError):  # a damaged picture is no reason not to train
+                trackers.picture(_GRIDS, np.asarray(Image.open(grids[at]).convert("RGB")), at, again=True)
 
 
 @contextlib.contextmanager
@@ -159,6 +191,9 @@ class Trainer:
             every.resident,
         )  # fmt: skip
         self.players = Players(config, self.state, real, labels, self.num_classes, runtime, self._steps)
+        networks = (("generator", self.state.generator), ("discriminator", self.state.discriminator))
+        sizes = ", ".join(f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks)
+        _log.info("parameters: %s; data %s", sizes, "on the device" if real.resident else "read from the file")
         self.journal = Journal(run.path / "journal.jsonl")
         self.rate = 0.0
         self._window_start = self._status_time = time.monotonic()
@@ -171,7 +206,7 @@ class Trainer:
         """Resume, then alternate maintenance and the two players until the last step is done and saved."""
         self._resume()
         state, runtime = self.state, self.runtime
-        runtime.start_tracking(self.run.path.name, self.config.model_dump(mode="json"))
+        _start_trackers(self.run, self.config, runtime, self.progress, state.step)
         with self.interrupts.polled(), _cause_in_status(self.run, runtime, lambda: state.step, self.total):
             runtime.on_main(lambda: self.run.note_start(state.step))
             self.maintain()
@@ -191,9 +226,9 @@ class Trainer:
     def maintain(self) -> None:
         """What is due at this step: report, sample grid, snapshot, checkpoint; and leaving, when there is a reason."""
         step, final = self.state.step, self.state.step == self.total
-        self.progress.step("train", step, self.total, self._detail())
         if self.state.pending and (self._due("log") or final):
             self.report()
+        self.progress.step("train", step, self.total, self._detail())
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
         # At the end it is scored without haste.
@@ -235,19 +270,22 @@ class Trainer:
         seconds = now - self._window_start
         self.rate = (step - self._window_step) * self.config.batch * self.config.n_dis / max(seconds, 1e-9)
         self._window_start, self._window_step = now, step
-        self._numbers = f"D {values['loss_d']:.3f}  G {values['loss_g']:.3f}"
+        self._parts = _parts_of(values, self.rate, self.runtime.peak_megabytes())
         if self.runtime.is_main:
             row = {"step": step, **values, "seconds": round(seconds, 4), "images_per_second": round(self.rate, 2)}
             self.journal.append(row)
             if now - self._status_time > 1:
                 self.run.write_status("running", step, self.total, self.rate)
                 self._status_time = now
-        self.runtime.track(values, step)
+        self.runtime.trackers.numbers(values, step)
 
-    _numbers = ""
+    _parts: tuple[Part, ...] = ()
 
-    def _detail(self) -> str:
-        return f"{self._numbers}  {self.rate:.0f} images/s" if self._numbers else ""
+    def _detail(self) -> list[Part]:
+        """The numbers of the last report, the latest score, memory: what matters most first."""
+        score = self.scores.latest
+        told = [Part(f"{score.words} at step {score.step}", score.words)] if score else []
+        return [*self._parts[:-1], *told, *self._parts[-1:]]
 
     def _check_finite(self, values: dict[str, float]) -> None:
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
@@ -266,6 +304,7 @@ class Trainer:
         picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
         folder = self.run.folder(self.config.runtime.samples_dir)
         sample.save_grid(folder / f"step-{self.state.step:08d}.png", picture)
+        self.runtime.trackers.picture(_GRIDS, np.asarray(picture.convert("RGB")), self.state.step)
         from gantool.report.curves import draw_curves
 
         draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)
@@ -280,7 +319,7 @@ class Trainer:
         def write() -> None:
             folder = self.run.folder(self.config.runtime.final_dir)
             parts = itertools.takewhile(lambda _: not self.interrupts.pending(), self._sample(num, labels))
-            sample.save_images(folder, parts, num)
+            sample.save_images(folder, sample.with_progress(parts, num, self.progress), num)
 
         self.runtime.on_main(write)
         signal_number = self._agreed_signal(True)
@@ -421,6 +460,20 @@ class Trainer:
 
     def _steps(self, duration: int | str) -> int:
         return duration_in_steps(duration, self.config.batch * self.config.n_dis, self.num_images)
+
+
+def _parts_of(values: dict[str, float], rate: float, megabytes: float) -> tuple[Part, ...]:
+    """The numbers of a report for the progress line."""
+    d, g = (
+        f"{values[name]:.3f}" if abs(values[name]) < 100 else f"{values[name]:.4g}" for name in ("loss_d", "loss_g")
+    )
+    real, fake = (round(100 * values[name]) for name in ("accuracy_real", "accuracy_fake"))
+    return (
+        Part(f"D {d}  G {g}", f"D {d} G {g}"),
+        Part(f"D right on {real} % real {fake} % fake", f"acc {real}/{fake}%"),
+        Part(f"{rate:.0f} images/s", f"{rate:.0f}/s"),
+        Part(f"{megabytes / 1024:.1f} GB memory", f"{megabytes / 1024:.1f}G"),
+    )
 
 
 def _check_classes(config: RunConfig, data: PackedDataset) -> None:

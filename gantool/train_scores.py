@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gantool import checkpoint
 from gantool.config.evaluation import EvalConfig
 from gantool.errors import GantoolError, InterruptedRun
-from gantool.metrics.scores import has_score, words_of
+from gantool.metrics.scores import BEST, kept_score, read_scores, words_of
 from gantool.progress import Progress
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
 
+_log = logging.getLogger(__name__)
+
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, Any] | None]
 """Called by all ranks with a snapshot and a function that says when to stop (InterruptedRun then): its score as JSON
 values on rank 0, None on the others."""
+
+
+class Latest(NamedTuple):
+    """The newest score, as words (`fid 18.08`)."""
+
+    step: int
+    words: str
 
 
 class ScoresInTraining:
@@ -34,6 +44,9 @@ class ScoresInTraining:
     ) -> None:
         self.run, self.settings, self.runtime, self.progress = run, settings, runtime, progress
         self.score, self.stop = score, stop
+        kept = [score for score in read_scores(run.path) if score.step is not None] if runtime.is_main else []
+        newest = max(kept, key=lambda score: score.step or 0, default=None)
+        self.latest = _latest(newest.step or 0, newest.values) if newest else None
         self._began, self._seconds, self._last_seconds = time.monotonic(), 0.0, 0.0
 
     def affordable(self, step: int) -> bool:
@@ -57,7 +70,10 @@ class ScoresInTraining:
         began, runtime = time.monotonic(), self.runtime
         snapshot = checkpoint.step_file(self.run.path / "snapshots", step)
         digest = str(checkpoint.read_facts(snapshot)["digest"]) if runtime.is_main else ""
-        if runtime.highest(int(runtime.is_main and has_score(self.run.path, digest, self.settings.identity()))):
+        kept = kept_score(self.run.path, digest, self.settings.identity()) if runtime.is_main else None
+        if runtime.highest(int(kept is not None)):
+            if kept is not None:
+                track_score(runtime, kept.values, step)
             return 0.0, False
         if runtime.is_main:
             self.run.write_status("running", step, total, message="scoring")
@@ -73,7 +89,20 @@ class ScoresInTraining:
             self.progress.say(f"step {step}: not scored: {problem or 'another rank failed'}")
         if found:
             self.progress.say(f"step {step}: {words_of(found['values'])}")
-            runtime.track({f"score/{name}": value for name, value in found["values"].items()}, step)
+            self.latest = _latest(step, found["values"])
+            track_score(runtime, found["values"], step)
         self._last_seconds = time.monotonic() - began
+        _log.info("step %d: scoring took %.1f s", step, self._last_seconds)
         self._seconds += self._last_seconds
         return self._last_seconds, outcome == 2
+
+
+def track_score(runtime: Runtime, values: Mapping[str, float], step: int, again: bool = False) -> None:
+    """Send the values of a score to the trackers."""
+    runtime.trackers.numbers({f"score/{name}": value for name, value in values.items()}, step, again)
+
+
+def _latest(step: int, values: Mapping[str, float]) -> Latest | None:
+    """The value by which the best is chosen (see `best_score`), if there is one."""
+    name = next((name for name, _ in BEST.values() if name in values), None)
+    return Latest(step, f"{name} {values[name]:.4g}") if name else None

@@ -21,7 +21,7 @@ FLOORS = [
     {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
     {"train", "train_scores", "evaluate", "bench", "doctor"},
-    {"cli", "start", "scoring", "tables", "terminal", "__main__"},
+    {"cli", "start", "scoring", "tables", "terminal", "pictures", "__main__"},
 ]
 WALLS = {
     "accelerate": {"runtime.py"},
@@ -143,7 +143,11 @@ def test_the_command_line_answers_without_torch(tmp_path: Path) -> None:
         (["config-schema"], 0, "latent_dim"),
         (["status", "runs"], 0, "1 run in runs: 1 planned"),
         (["doctor"], 0, "not installed"),
-        (["sample", "--ckpt", "step-00000001.safetensors", "--out", "x"], 1, "the Python package torch is not installed here"),
+        (
+            ["sample", "--ckpt", "step-00000001.safetensors", "--out", "x"],
+            1,
+            "the Python package torch is not installed here",
+        ),
     ):
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

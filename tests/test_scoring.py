@@ -18,7 +18,7 @@ from test_resume import sets, wait_for
 
 from gantool import checkpoint
 from gantool.errors import UsageError
-from gantool.metrics.scores import best_score, has_score, read_scores
+from gantool.metrics.scores import best_score, kept_score, read_scores
 from gantool.scoring import snapshots_of
 
 EVERY = sets(("eval={num: 600, every: 10, budget: 1.0}", "runtime.snapshot_every=10"))
@@ -60,10 +60,10 @@ def test_every_score_is_kept_and_the_best_is_known(scored: Path) -> None:
     assert result["best"]["step"] == lowest.step and result["best"]["values"] == lowest.values
     assert (scored / result["best"]["snapshot"]).is_file()
     assert result["scores"][0]["step"] == 40
-    assert has_score(scored, lowest.snapshot_digest, lowest.settings)
+    assert kept_score(scored, lowest.snapshot_digest, lowest.settings) == lowest
     for change in ({"num": 601}, {"metrics": ["fid"]}, {"extractor": "inception"}, {"ci": True}):
-        assert not has_score(scored, lowest.snapshot_digest, lowest.settings | change)
-    assert not has_score(scored, "0" * 64, lowest.settings)
+        assert not kept_score(scored, lowest.snapshot_digest, lowest.settings | change)
+    assert not kept_score(scored, "0" * 64, lowest.settings)
     assert not (scored / "parts").exists()
 
 

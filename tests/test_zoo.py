@@ -89,7 +89,7 @@ def test_every_config_trains_moves_every_weight_resumes_and_samples(name: str, t
     images = torch.cat(list(generate(snapshot, 0, 5, seed=1)))
     assert images.shape == (5, config.data.image_size, config.data.image_size, config.data.image_channels)
     assert images.dtype == torch.uint8
-    draw_grid(snapshot, 2, 3, 0, tmp_path / "grid.png")
+    draw_grid(snapshot, 2, 3, 0, Silent()).save(tmp_path / "grid.png")
     grids = trainer.run.path / config.runtime.samples_dir
     assert sorted(path.name for path in grids.iterdir()) == ["step-00000000.png", "step-00000003.png"]
     if config.runtime.final_images:

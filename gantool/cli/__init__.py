@@ -10,7 +10,7 @@ import os
 import sys
 
 from gantool import container
-from gantool.cli import run_verbs, sweep_verbs, tool_verbs
+from gantool.cli import completion, run_verbs, sweep_verbs, tool_verbs
 from gantool.cli.program import app
 
 VERBS = (run_verbs, sweep_verbs, tool_verbs)
@@ -25,9 +25,11 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an old locale must not cost a table
+    if completion.answered_bash():
+        return
     container.set_defaults()
     if "GANTOOL_LAUNCHER" in os.environ:
         from gantool.launch import follow
 
         follow(int(os.environ["GANTOOL_LAUNCHER"]))
-    app()
+    app(prog_name="gantool")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,16 @@ import typer
 
 import gantool
 from gantool import container
-from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, InterruptedRun, UsageError
+from gantool.cli import completion
+from gantool.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    GantoolError,
+    InterruptedRun,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,6 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from gantool.terminal import TerminalProgress
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="gantool",
@@ -36,9 +50,26 @@ app = typer.Typer(
 options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False}
 
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the config; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key of the config; repeatable.",
+        autocompletion=completion.assignments,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default: the config's.")]
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda or mps; default: the config's.", autocompletion=completion.among(*_DEVICES)),
+]
+
+
+def format_option(*forms: str) -> Any:
+    """The option --format, with these choices."""
+    shown = f"{', '.join(forms[:-1])} or {forms[-1]}."
+    return typer.Option("--format", "-f", help=shown, autocompletion=completion.among(*forms))
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,12 +86,28 @@ def _common(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no words on stderr, errors apart.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Also, on stderr and with the time: files read and written, the device and how it computes, sizes of "
+            "the networks, commands of Slurm, time and memory in the end.",
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     options["debug"] |= debug
     options["quiet"] = quiet
+    if verbose and quiet:
+        complain("error", "--quiet and --verbose were given together", "leave one of them out")
+        raise typer.Exit(EXIT_USAGE)
+    if verbose and os.environ.get("RANK", "0") == "0":
+        from gantool.terminal import show_notes
+
+        show_notes()
 
 
 def register(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
@@ -90,8 +137,11 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:  # as job.sh has it until a run can save
                 signal.signal(number, _unwind)
+        began = time.monotonic()
         code = call() or EXIT_DONE
         sys.stdout.flush()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        _log.info("exit code %d after %.1f s, at most %.1f GB of memory", code, time.monotonic() - began, peak)
         return code
     except GantoolError as error:
         _show_traceback()
@@ -163,7 +213,7 @@ def find_device(wanted: str, progress: TerminalProgress) -> torch.device:
 
 def check_device(device: str | None) -> None:
     if device is not None:
-        choose("--device", device, ("auto", "cpu", "cuda", "mps"))
+        choose("--device", device, _DEVICES)
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gantool.cli import completion
 from gantool.cli.program import (
     Assignments,
     Device,
     check_device,
     choose,
     find_device,
+    format_option,
     register,
     terminal_progress,
     warn_of_loss,
@@ -22,20 +25,33 @@ from gantool.cli.program import (
 from gantool.errors import EXIT_DONE, EXIT_FAILED, GantoolError, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from gantool.config.schema import RunConfig
     from gantool.interrupts import Interrupts
     from gantool.terminal import TerminalProgress
 
 _METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "sfid", "overfit", "classification")
-Ckpt = Annotated[Path, typer.Option("--ckpt", "-c", help="A run directory (its last snapshot) or a snapshot file.")]
+Ckpt = Annotated[
+    Path,
+    typer.Option(
+        "--ckpt", "-c", help="A run directory (its last snapshot) or a snapshot file.", autocompletion=completion.runs
+    ),
+]
 
 
 @register("prepare")
 def prepare(
     config: Annotated[
-        Path | None, typer.Argument(help="A run or sweep config: all datasets it names are packed.")
+        Path | None,
+        typer.Argument(
+            help="A run or sweep config: all datasets it names are packed.", autocompletion=completion.configs
+        ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Instead of a config: the name of the dataset.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Instead of a config: the name of the dataset.", autocompletion=completion.datasets),
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="Original files: a file or a folder; default: download.")] = None,
     size: Annotated[int | None, typer.Option(help="With --dataset: side of the packed images in pixels.")] = None,
     assignments: Assignments = None,
@@ -99,7 +115,10 @@ def _configs_of(path: Path, assignments: list[str]) -> list[RunConfig]:
 
 @register("train")
 def train(
-    config: Annotated[Path, typer.Argument(help="A config, or a run directory to go on with.")],
+    config: Annotated[
+        Path,
+        typer.Argument(help="A config, or a run directory to go on with.", autocompletion=completion.configs_and_runs),
+    ],
     assignments: Assignments = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
     device: Device = None,
@@ -144,11 +163,16 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
 @register("sample")
 def sample(
     ckpt: Ckpt,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")
+    ] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images [default: 64].")] = None,
     grid: Annotated[
         str | None, typer.Option(metavar="ROWSxCOLS", help="One picture of images 0, 1, ... instead.")
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw the grid (default: 3x6) in the terminal; --out x.png keeps it too.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Image k depends on the seed and k alone.")] = 0,
     classes: Annotated[
         str | None, typer.Option(help="Comma-separated class names or numbers, for class-conditional generators.")
@@ -159,35 +183,65 @@ def sample(
     from gantool.runs import find_snapshot
 
     check_device(device)
+    if show:
+        from gantool.terminal import check_pictures
+
+        check_pictures()
+        grid = grid or "3x6"
+    if out is None and not show:
+        raise UsageError("give --out, where the images go, or --show", "for example --grid 5x5 --out grid.png")
     path = find_snapshot(ckpt)
     if grid and num:
-        raise UsageError("--num has no effect with --grid, which draws rows x columns images", "leave one of them out")
-    from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid
+        which = "--show" if show else "--grid"
+        raise UsageError(f"--num has no effect with {which}, which draws rows x columns images", "leave it out")
+    from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid, save_grid
     from gantool.sample import sample as run
 
     shape = parse_grid(grid) if grid else None
-    if shape and out.suffix.lower() != ".png":
-        raise UsageError(f"--out: found {out.name!r}, expected a .png file for --grid", "for example --out grid.png")
+    if shape and out and out.suffix.lower() != ".png":
+        raise UsageError(f"--out: found {out.name!r}, expected a .png file for a grid", "for example --out grid.png")
+    picture = None
     with terminal_progress() as progress:
-        warn_of_loss(progress, out)
+        warn_of_loss(progress, *filter(None, [out]))
         snapshot = load_snapshot(path, find_device(device or "auto", progress))
         chosen = choose_classes(snapshot, classes) if classes is not None else None
         if shape:
-            done = draw_grid(snapshot, *shape, seed, out, chosen)
-        else:
-            done = run(snapshot, num or 64, seed, out, progress, chosen)
-    print(done)
+            picture = draw_grid(snapshot, *shape, seed, progress, chosen)
+            if out:
+                save_grid(out, picture)
+        elif out:
+            run(snapshot, num or 64, seed, out, progress, chosen)
+    if picture and show:
+        _show(picture)
+    if out:
+        print(out)
     return None
+
+
+def _show(picture: Image.Image) -> None:
+    from gantool.terminal import show_picture
+
+    png = io.BytesIO()
+    picture.save(png, "png")
+    show_picture(png.getvalue())
 
 
 @register("eval")
 def evaluate(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Run directories (their best and last snapshots) or snapshot files.")
+        list[Path] | None,
+        typer.Argument(
+            help="Run directories (their best and last snapshots) or snapshot files.", autocompletion=completion.runs
+        ),
     ] = None,
     ckpt: Annotated[
         list[Path] | None,
-        typer.Option("--ckpt", "-c", help="The same as an option; repeatable; a quoted glob will do."),
+        typer.Option(
+            "--ckpt",
+            "-c",
+            help="The same as an option; repeatable; a quoted glob will do.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     images: Annotated[
         list[Path] | None, typer.Option(help="Instead: a folder, zip or npz of images of other origin; repeatable.")
@@ -195,19 +249,36 @@ def evaluate(
     against: Annotated[
         Path | None,
         typer.Option(
-            "--reference", help="With --images: the config or a run of the data, or another folder, zip, npz."
+            "--reference",
+            help="With --images: the config or a run of the data, or another folder, zip, npz.",
+            autocompletion=completion.configs_and_runs,
         ),
     ] = None,
     extractor: Annotated[
         str | None,
-        typer.Option(help="classifier, inception, efficientnet-lite0, torchvision:NAME [default: the run's]."),
+        typer.Option(
+            help="classifier, inception, efficientnet-lite0, torchvision:NAME [default: the run's].",
+            autocompletion=completion.among("classifier", "inception", "efficientnet-lite0"),
+        ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="With inception: tf1, pytorch-fid, clean or stylegan3 [default: tf1].")
+        str | None,
+        typer.Option(
+            help="With inception: tf1, pytorch-fid, clean or stylegan3 [default: tf1].",
+            autocompletion=completion.protocols,
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 [default: float32].")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 or bfloat16 [default: float32].", autocompletion=completion.among("float32", "bfloat16")
+        ),
+    ] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Number of generated images.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Comma-separated: " + ", ".join(_METRICS) + ".")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: " + ", ".join(_METRICS) + ".", autocompletion=completion.metrics),
+    ] = None,
     per_class: Annotated[bool | None, typer.Option("--per-class", help="Also FID and IS of each class.")] = None,
     ci: Annotated[
         bool | None, typer.Option("--ci", help="Also the FID without bias (by halves), and a 95 % interval.")
@@ -218,7 +289,7 @@ def evaluate(
         bool, typer.Option("--allow-unknown-weights", help="Take other weights too; their digest is in the protocol.")
     ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the packed data; default: the run's.")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
+    form: Annotated[str, format_option("table", "json", "csv", "markdown", "latex")] = "table",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also a file: .json, .csv, .md or .tex.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")] = 1,
     device: Device = None,

@@ -8,20 +8,33 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gantool.cli.program import Assignments, choose, complain, options, register, terminal_progress, warn_of_loss
+from gantool.cli import completion
+from gantool.cli.program import (
+    Assignments,
+    choose,
+    complain,
+    format_option,
+    options,
+    register,
+    terminal_progress,
+    warn_of_loss,
+)
 from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
 from gantool.progress import counted
+
+if TYPE_CHECKING:
+    from gantool.status import TrialStatus
 
 _FORMATS = ("table", "json", "csv", "markdown", "latex")
 
 
 @register("sweep")
 def sweep(
-    config: Annotated[Path, typer.Argument(help="A sweep config.")],
+    config: Annotated[Path, typer.Argument(help="A sweep config.", autocompletion=completion.configs)],
     assignments: Assignments = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: the sweep's.")] = None,
     dry_run: Annotated[
@@ -36,7 +49,7 @@ def sweep(
         Path | None,
         typer.Option(help="Settings of the cluster; default: $GANTOOL_SITE, site.yaml, ~/.config/gantool/site.yaml."),
     ] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
+    form: Annotated[str, format_option(*_FORMATS)] = "table",
 ) -> int | None:
     """Run what is missing of a grid of runs, as Slurm jobs where there is Slurm, else here; print the table at the end.
     The same command continues, retries and extends."""
@@ -165,25 +178,52 @@ def _print_results(plan: Any, rows: Any, form: str) -> None:
             print("no scores yet", results.caption(plan, rows).partition("\n")[2], sep="\n")
 
 
-Folder = Annotated[Path, typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        help="sweeps/NAME, a run directory, or a folder of run directories.",
+        autocompletion=completion.sweeps_and_runs,
+    ),
+]
 
 
 @register("status")
 def status(
     folder: Folder,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every 30 seconds, until Ctrl-C.")] = False,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv or markdown.")] = "table",
+    show: Annotated[
+        bool, typer.Option("--show", help="Also draw the newest sample grids of runs that go on, or of the one run.")
+    ] = False,
+    form: Annotated[str, format_option("table", "json", "csv", "markdown")] = "table",
 ) -> int | None:
     """What every run is doing: from its files, and from Slurm where it was submitted."""
     choose("--format", form, ("table", "json", "csv", "markdown"))
-    if watch and form != "table":
-        raise UsageError("--watch goes with --format table", "leave one of them out")
+    for name, wanted in (("--watch", watch), ("--show", show)):
+        if wanted and form != "table":
+            raise UsageError(f"{name} goes with --format table", "leave one of them out")
+    if show:
+        from gantool.terminal import check_pictures
+
+        check_pictures()
     with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():
-        _show_states(folder, watch, form)
+        _show_states(folder, watch, form, show)
     return None
 
 
-def _show_states(folder: Path, watch: bool, form: str) -> None:
+def _show_grids(states: list[TrialStatus]) -> None:
+    from gantool.status import newest_grids
+    from gantool.terminal import show_picture
+
+    grids = newest_grids(states)
+    for path in grids:
+        print(f"\n{path}")
+        show_picture(path.read_bytes())
+    if not grids:
+        hint = "the first is drawn when training starts, the others at runtime.sample_every; a done run: status RUN"
+        complain("warning", "no run that goes on has a sample grid", hint)
+
+
+def _show_states(folder: Path, watch: bool, form: str, show: bool) -> None:
     from gantool.status import trial_states
     from gantool.terminal import clear_screen
 
@@ -192,6 +232,8 @@ def _show_states(folder: Path, watch: bool, form: str) -> None:
         if watch:
             clear_screen()
         _print_states(states, form)
+        if show:
+            _show_grids(states)
         if silence:
             complain("warning", f"{silence}: the states are those of the files alone", None)
         if not watch:
@@ -223,13 +265,17 @@ def cancel(
 @register("report")
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(help="sweeps/NAME, a run directory, or a folder of run directories; or several.")
+        list[Path],
+        typer.Argument(
+            help="sweeps/NAME, a run directory, or a folder of run directories; or several.",
+            autocompletion=completion.sweeps_and_runs,
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files; default: the one folder that is given.")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of one hour of a device, to show what runs cost.")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json, csv, markdown or latex.")] = "table",
+    form: Annotated[str, format_option(*_FORMATS)] = "table",
 ) -> int | None:
     """Show what there is, also while a sweep goes on: write report.html (one file, for a browser), results.csv, .jsonl,
     .md and .tex, and print the table."""

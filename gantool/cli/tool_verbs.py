@@ -11,25 +11,30 @@ from typing import Annotated
 
 import typer
 
-from gantool.cli.program import Assignments, Device, choose, register, terminal_progress
+from gantool.cli import completion
+from gantool.cli.program import Assignments, Device, choose, format_option, register, terminal_progress
 from gantool.errors import EXIT_DONE, EXIT_FAILED, UsageError
 
 
 @register("bench")
 def bench(
-    config: Annotated[Path, typer.Argument(help="A run config.")],
+    config: Annotated[Path, typer.Argument(help="A run config.", autocompletion=completion.configs)],
     assignments: Assignments = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender after the warm-up.")] = 7,
     steps: Annotated[int, typer.Option(min=1, help="Steps in each turn.")] = 20,
     compare: Annotated[
-        str | None, typer.Option(help="plain: also the trainer in float32 without rewritten layers.")
+        str | None,
+        typer.Option(
+            help="plain: also the trainer in float32 without rewritten layers.",
+            autocompletion=completion.among("plain"),
+        ),
     ] = None,
     packed: Annotated[
         int | None,
         typer.Option(min=2, help="Instead: this many runs together on one device, beside one alone."),
     ] = None,
     nproc: Annotated[int, typer.Option("--nproc", "--ranks", min=1, help="Processes of one run.")] = 1,
-    form: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
+    form: Annotated[str, format_option("table", "json")] = "table",
     device: Device = None,
 ) -> int | None:
     """Speed of the trainer beside a bare loop of the same networks, where its time goes, and how far it is from what
@@ -57,7 +62,7 @@ def bench(
         from gantool import bench as run
 
         if packed:
-            alone, together = run.bench_packed(settings, packed, rounds, steps)
+            alone, together = run.bench_packed(settings, packed, rounds, steps, progress)
             found = {"packed": packed, "images_per_second": together, "one_alone": alone, "ratio": together / alone}
             rows = [[name, f"{value:.4g}", ""] for name, value in found.items()]
         else:
@@ -87,7 +92,7 @@ def config_schema(
 
 @register("doctor")
 def doctor(
-    form: Annotated[str, typer.Option("--format", "-f", help="table or json.")] = "table",
+    form: Annotated[str, format_option("table", "json")] = "table",
 ) -> int | None:
     """What works on this machine, and what to do about the rest; exit code 1 if something is broken."""
     from gantool import tables

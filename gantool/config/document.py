@@ -6,6 +6,7 @@ true/false are booleans (`no`, `on` and `off` stay texts), no octal or base-60 n
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import yaml
 
 from gantool.errors import ConfigError, UsageError
+
+_log = logging.getLogger(__name__)
 
 Path_ = tuple[str, ...]
 
@@ -59,6 +62,7 @@ def read_document(path: Path) -> Document:
         raise UsageError(f"{path}: there is no such file", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from None
+    _log.info("read %s", path)
     document = parse_document(text, str(path))
     _anchor(document.tree, path.parent)
     return document

@@ -125,7 +125,7 @@ class RuntimeConfig(Model):
     final_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "final_images"
     """Their folder in the run directory."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)] = ()
-    """Extra trackers that get the journal's numbers."""
+    """Extra trackers that get the journal's numbers, the scores, the sample grids and the config."""
 
 
 class RunConfig(Model):
@@ -345,7 +345,7 @@ def _objective_problems(config: RunConfig) -> Problems:
     return problems
 
 
-_TAKEN = ("checkpoints", "snapshots", "scores", "code", "lock", "stopped", "cancelled", "tensorboard", "parts")
+_TAKEN = ("checkpoints", "snapshots", "scores", "code", "lock", "stopped", "cancelled", "tensorboard", "wandb", "parts")
 
 
 def _output_problems(runtime: RuntimeConfig) -> Problems:

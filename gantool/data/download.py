@@ -6,10 +6,12 @@ torchvision checks the MD5 of each archive. CelebA is left to the user: its host
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import socket
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from gantool.config.schema import DataConfig
@@ -50,7 +52,7 @@ def download(data: DataConfig, data_dir: Path, progress: Progress) -> Path:
     socket.setdefaulttimeout(_TIMEOUT_SECONDS)  # a node without internet often drops packets instead of refusing them
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _shown_by(progress):
             _fetch(data.name, root)
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -62,8 +64,40 @@ def download(data: DataConfig, data_dir: Path, progress: Progress) -> Path:
     return root
 
 
+@contextlib.contextmanager
+def _shown_by(progress: Progress) -> Iterator[None]:
+    """torchvision's downloads as steps of `progress` instead of its own bars."""
+    from torchvision.datasets import utils  # loads torch, which only a download needs
+
+    theirs = getattr(utils, "tqdm", None)
+    utils.tqdm = functools.partial(_Bar, progress)
+    try:
+        yield
+    finally:
+        utils.tqdm = theirs
+
+
+class _Bar:
+    """As much of tqdm as torchvision uses; `total` and steps in bytes."""
+
+    def __init__(self, progress: Progress, total: int | None = None, **_: object) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.step("downloading", 1, 1)
+
+    def update(self, number: int) -> None:
+        """So many bytes more."""
+        self._done += number
+        total = None if self._total is None else self._total // 1000 + 1
+        self._progress.step("downloading", self._done // 1000, total, "kB")
+
+
 def _fetch(name: str, root: Path) -> None:
-    from torchvision import datasets  # loads torch, which only a download needs
+    from torchvision import datasets
 
     if name == "emnist":
         datasets.EMNIST(root, split="balanced", download=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import math
 import os
 import time
 import warnings
@@ -32,7 +34,9 @@ from gantool.data.images import Labels, Payload, Pixels, Source, UnreadableImage
 from gantool.data.shapes import open_shapes
 from gantool.data.sources import open_source
 from gantool.errors import DataError
-from gantool.progress import Progress
+from gantool.progress import Progress, Silent
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _STALE_SECONDS = 3600.0
@@ -88,20 +92,21 @@ def open_packed(data: DataConfig, data_dir: Path) -> PackedDataset:
         _check_sizes(dataset, tuple(facts["shape"]), data)
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: the packed dataset is damaged ({error})", hint.replace("first", "again")) from error
+    _log.info("opened %s: %d images %s, digest %s", path, len(images), list(images.shape[1:]), dataset.digest[:12])
     return dataset
 
 
-def verify(dataset: PackedDataset) -> bool:
+def verify(dataset: PackedDataset, progress: Progress | None = None) -> bool:
     """Whether the file still has the digest it was packed with; reads all of it, without holding it."""
     try:
-        return _digest(dataset.path, dataset.images.shape, dataset.labels) == dataset.digest
+        return _digest(dataset.path, dataset.images.shape, dataset.labels, progress) == dataset.digest
     except OSError:
         return False
 
 
-def check_digest(dataset: PackedDataset) -> None:
+def check_digest(dataset: PackedDataset, progress: Progress | None = None) -> None:
     """DataError when the file is no longer what was packed (see `verify`)."""
-    if not verify(dataset):
+    if not verify(dataset, progress):
         text = f"{dataset.path}: damaged: its digest is not {dataset.digest[:12]}, with which it was packed"
         raise DataError(text, "delete it and prepare the data again")
 
@@ -292,13 +297,19 @@ def _tell_left_out(bad: list[str], progress: Progress) -> None:
         progress.say(f"{len(bad)} unreadable images left out:\n  " + "\n  ".join(bad[:_NUM_TOLD]) + more)
 
 
-def _digest(path: Path, shape: tuple[int, ...], labels: Labels) -> str:
+def _digest(path: Path, shape: tuple[int, ...], labels: Labels, progress: Progress | None = None) -> str:
     """sha256 over shape, images and labels of an array file; OSError when it cannot be read."""
+    progress = progress or Silent()
+    total = max(1, -(-math.prod(map(int, shape)) // 2**20))
     digest = hashlib.sha256(repr(tuple(int(n) for n in shape)).encode())
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
+        done = 0
         while block := file.read(2**20):
             digest.update(block)
+            done += 1
+            progress.step("checking the data", min(done, total - 1), total, "MB")
+    progress.step("checking the data", total, total, "MB")
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()

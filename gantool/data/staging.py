@@ -39,13 +39,23 @@ def staged(dataset: PackedDataset, data: DataConfig, progress: Progress) -> Pack
                     progress.say(text)
                     return dataset
                 for source in sources:  # the json last: with it the copy is whole
-                    temporary = folder / f".{source.name}.tmp"
-                    shutil.copyfile(source, temporary)
-                    temporary.replace(folder / source.name)
+                    _copy(source, folder / source.name, progress)
         return open_packed(data, folder)
     except (OSError, DataError) as error:
         progress.say(f"data are not staged: {error}")
         return dataset
+
+
+def _copy(source: Path, target: Path, progress: Progress) -> None:
+    temporary = target.with_name(f".{target.name}.tmp")
+    done, total = 0, max(1, source.stat().st_size >> 20)
+    with source.open("rb") as file, temporary.open("wb") as copy:
+        while block := file.read(2**24):
+            copy.write(block)
+            done += len(block)
+            progress.step("copying the data", min(done >> 20, total - 1), total, "MB")
+    temporary.replace(target)
+    progress.step("copying the data", total, total, "MB")
 
 
 def _same_size(copy: Path, source: Path) -> bool:

@@ -7,6 +7,7 @@ filesystem has no locks, two processes may compute the same thing, and the first
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,8 @@ from typing import TypeVar
 from gantool.errors import GantoolError
 from gantool.files import wait_for_lock
 from gantool.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,7 +43,9 @@ def once(
 
     found = on_all()
     if found is not None:
+        _log.info("%s: from %s", what, path)
         return found
+    _log.info("%s: computed, for %s", what, path)
     with _turn(path, what, progress) if is_main else contextlib.nullcontext():
         highest(0)  # the others wait here for the lock
         found = on_all()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from gantool import files
 from gantool.config.schema import digest_of
 
-_BEST = {  # metric: its value that counts, and whether less of it (1) or more (-1) is better
+BEST = {  # metric: its value that counts, and whether less of it (1) or more (-1) is better
     "fid": ("fid", 1),
     "kid": ("kid", 1),
     "sfid": ("sfid", 1),
@@ -99,23 +99,26 @@ def read_scores(folder: Path) -> list[Score]:
     return found
 
 
-def has_score(folder: Path, digest: str, settings: Mapping[str, Any]) -> bool:
-    """Whether the snapshot of a run directory with this digest has been scored by these settings, with seed 0."""
-    return any(
-        score.snapshot_digest == digest and score.settings == settings and score.seed == 0
-        for score in read_scores(folder)
-    )
+def fits(score: Score, settings: Mapping[str, Any]) -> bool:
+    """Whether a score is by these settings, with seed 0, as those of a training are."""
+    return score.settings == settings and score.seed == 0
+
+
+def kept_score(folder: Path, digest: str, settings: Mapping[str, Any]) -> Score | None:
+    """The score of the snapshot of a run directory with this digest that fits the settings, if there is one."""
+    found = read_scores(folder)
+    return next((score for score in found if score.snapshot_digest == digest and fits(score, settings)), None)
 
 
 def best_score(folder: Path) -> Score | None:
     """The best score of a run directory, of the snapshots that are still there; None when there is none.
 
-    By fid if there is one, else by the first metric of `_BEST`. Of several protocols and seeds that one counts by which
+    By fid if there is one, else by the first metric of `BEST`. Of several protocols and seeds that one counts by which
     most snapshots were scored, and then the one that was used last.
     """
     there = {path.name for path in (folder / "snapshots").glob("step-*.safetensors")}
     scores = [score for score in read_scores(folder) if Path(score.snapshot).name in there]
-    for metric, (name, sign) in _BEST.items():
+    for metric, (name, sign) in BEST.items():
         groups: dict[tuple[str, int | None], list[Score]] = {}
         for score in scores:
             if metric in score.protocol and name in score.values:

@@ -6,11 +6,14 @@ Torch is loaded only to read one.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gantool.errors import DataError, UsageError
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +39,13 @@ def find(wanted: Wanted, given: Path | None) -> Path:
             if found is None:
                 expected = f"expected the weights file, or a folder with {' or '.join(wanted.names)}"
                 raise UsageError(f"{origin}: no {wanted.what} at {place}; {expected}", wanted.hint)
+            _log.info("weights %s, from %s", found, origin)
             return found
     folders = (IMAGE_FOLDER, hub_folder())
     candidates = [*(_in_place(folder, wanted.names) for folder in folders), *wanted.elsewhere]
     for file in candidates:
         if file is not None and _is_file(file):
+            _log.info("weights %s", file)
             return file
     looked = f"looked for {' or '.join(wanted.names)} in {' and in '.join(map(str, folders))}"
     looked += "".join(f", and for {file}" for file in wanted.elsewhere)
