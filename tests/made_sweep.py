@@ -130,7 +130,7 @@ def _score(
         "values": {"fid": fid, "is": 100 / fid, "is_std": 0.1},
         "real": {"fid": 1.25, "is": 9.5},
         "data_title": title,
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOL | {"fid": f"{PROTOCOL['fid']} ref={title}"},
         "per_class": per_class,
         "warnings": [],
         "versions": VERSIONS,

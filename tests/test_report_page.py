@@ -93,8 +93,8 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
 
 
 def test_nothing_on_the_page_comes_from_elsewhere_and_all_elements_are_whole(tmp_path: Path) -> None:
-    plan = made_sweep(tmp_path, AXES)
-    page = page_of(load_trials(plan.folder))
+    plans = [load_trials(made_sweep(tmp_path / title, AXES, title=title).folder) for title in ("one", "two")]
+    page = page_of(merged(plans))
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "action", "srcset"):
             value = attributes.get(name) or ""

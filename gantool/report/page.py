@@ -30,7 +30,9 @@ MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the
 _FRAMES = 8  # grids of one variant, from its first to its last
 _SIDE = 320  # pixels of a thumbnail
 _BYTES = 12_000_000  # of thumbnails
-_LINES = 8  # variants in a figure of scores against steps
+_MOST_LINES = 8  # variants in a figure of scores against steps
+_MOST_PAIRS = 9  # panels of interactions
+_MOST_FIGURES = 40  # pairs of a metric and a protocol that get figures
 HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage", "cas", "authenticity", "accuracy")
 _IDENTITY = {
     "gantool": "gantool",
@@ -104,6 +106,7 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
     metrics = shown_metrics(groups, plan.report)
     common, variants = _variants(groups, runs)
     _add_pictures(variants[:MOST_SHOWN], plan.folder, progress)
+    figures, left_out = _figures(groups, variants, metrics, _axes(plan), progress)
     states = [run.state for run in runs]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gantool.report", "."),
@@ -141,7 +144,10 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         several_data=len({group.data_title for group in groups if group.data_title}) > 1,
         several_protocols=any(group.mixed for group in groups),
         protocols=list({group.protocol_digest: group for group in groups if group.spreads}.values()),
-        figures=_figures(groups, variants, metrics, _axes(plan)),
+        figures=figures,
+        figures_left_out=left_out,
+        most_pairs=_MOST_PAIRS,
+        most_lines=_MOST_LINES,
         cost=_cost(runs, price),
         price=price,
         identities=_identities(runs),
@@ -272,34 +278,39 @@ def _class_table(runs: Sequence[RunFacts]) -> tuple[tuple[str, ...], tuple[tuple
 
 
 def _figures(
-    groups: Sequence[Group], variants: Sequence[Variant], metrics: Sequence[str], axes: Axes
-) -> list[dict[str, Any]]:
-    """For each metric and protocol: main effects, interactions, scores against steps."""
+    groups: Sequence[Group], variants: Sequence[Variant], metrics: Sequence[str], axes: Axes, progress: Progress
+) -> tuple[list[dict[str, Any]], int]:
+    """For each metric and protocol: main effects, interactions, scores against steps. And how many are left out."""
+    scored = [group for group in groups if group.spreads]
+    titles = {group.protocol_digest: group.data_title for group in scored}
+    several = len(set(titles.values())) < len(titles)  # then titles alone do not tell protocols apart
+    wanted = [(metric, digest) for metric in metrics for digest in titles]
     found = []
-    for digest in dict.fromkeys(group.protocol_digest for group in groups if group.spreads):
+    for number, (metric, digest) in enumerate(wanted[:_MOST_FIGURES]):
         own = [variant for variant in variants if variant.group.protocol_digest == digest]
-        for metric in metrics:
-            cells = []
-            for variant in own:
-                values = [row.values[metric] for run in variant.runs for row in run.rows
-                          if row.protocol_digest == digest and metric in row.values]  # fmt: skip
-                if values:
-                    cells.append(Cell(variant.group.labels, tuple(values)))
-            effects, pairs = main_effects(cells, axes), interactions(cells, axes)
-            lines = _lines(own, digest, metric)
-            title = own[0].group.data_title
-            label = f"{metric} ({title})"
-            figure: dict[str, Any] = {"metric": metric, "data": title, "digest": digest, "effects": effects}
-            figure["effects_svg"] = Markup(plots.effects_figure(effects, metric)) if effects else ""
-            figure["pairs"] = pairs
-            figure["pairs_svg"] = Markup(plots.interactions_figure(pairs[:_MOST_PAIRS], metric)) if pairs else ""
-            figure["steps_svg"] = Markup(plots.steps_figure(lines[:_LINES], metric)) if lines else ""
-            figure["num_lines"] = len(lines)
-            found.append(figure | {"label": label})
-    return found
+        label = f"{metric} ({titles[digest]}{f', protocol {digest}' if several else ''})"
+        found.append({"metric": metric, "label": label, **_figure_set(own, digest, metric, label, axes)})
+        progress.step("figures", number + 1, min(len(wanted), _MOST_FIGURES))
+    return found, max(0, len(wanted) - _MOST_FIGURES)
 
 
-_MOST_PAIRS = 9
+def _figure_set(own: Sequence[Variant], digest: str, metric: str, label: str, axes: Axes) -> dict[str, Any]:
+    cells = []
+    for variant in own:
+        rows = [row for run in variant.runs for row in run.rows if row.protocol_digest == digest]
+        values = tuple(row.values[metric] for row in rows if metric in row.values)
+        if values:
+            cells.append(Cell(variant.group.labels, values))
+    effects, pairs = main_effects(cells, axes), interactions(cells, axes)
+    lines = _lines(own, digest, metric)
+    return {
+        "effects": effects,
+        "effects_svg": Markup(plots.effects_figure(effects, metric, label)) if effects else "",
+        "num_pairs": len(pairs),
+        "pairs_svg": Markup(plots.interactions_figure(pairs[:_MOST_PAIRS], metric, label)) if pairs else "",
+        "num_lines": len(lines),
+        "steps_svg": Markup(plots.steps_figure(lines[:_MOST_LINES], metric, label)) if lines else "",
+    }
 
 
 def _lines(variants: Sequence[Variant], digest: str, metric: str) -> list[plots.Line]:

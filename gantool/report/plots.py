@@ -35,9 +35,9 @@ class Line:
     seeds: tuple[tuple[tuple[int, float], ...], ...]
 
 
-def effects_figure(effects: Sequence[MainEffect], metric: str) -> str:
+def effects_figure(effects: Sequence[MainEffect], metric: str, label: str) -> str:
     """A panel for each axis: the mean at each label, with its interval."""
-    with _figure(len(effects), 2.6, f"main effects on {metric}", 4, alike=True) as (panels, done):
+    with _figure(len(effects), 2.6, f"main effects on {label}", 4, alike=True) as (panels, done):
         for panel, effect in zip(panels, effects, strict=True):
             _levels(panel, effect.levels, 0)
             panel.set_title(_short(effect.axis), fontsize=10)
@@ -46,9 +46,9 @@ def effects_figure(effects: Sequence[MainEffect], metric: str) -> str:
     return done[0]
 
 
-def interactions_figure(found: Sequence[Interaction], metric: str) -> str:
+def interactions_figure(found: Sequence[Interaction], metric: str, label: str) -> str:
     """A panel for each pair of axes: lines that are not parallel interact."""
-    with _figure(len(found), 3.1, f"interactions on {metric}", 3, alike=True) as (panels, done):
+    with _figure(len(found), 3.1, f"interactions on {label}", 3, alike=True) as (panels, done):
         for panel, one in zip(panels, found, strict=True):
             for index, (label, levels) in enumerate(one.levels.items()):
                 _levels(panel, levels, index, label, len(one.levels))
@@ -59,9 +59,9 @@ def interactions_figure(found: Sequence[Interaction], metric: str) -> str:
     return done[0]
 
 
-def steps_figure(lines: Sequence[Line], metric: str) -> str:
+def steps_figure(lines: Sequence[Line], metric: str, label: str) -> str:
     """A metric against steps: the mean over the seeds of each line, and thin, each seed."""
-    with _figure(1, 3.6, f"{metric} against steps", 1) as (panels, done):
+    with _figure(1, 3.6, f"{label} against steps", 1) as (panels, done):
         (panel,) = panels
         for index, line in enumerate(lines):
             style = _style(index)
