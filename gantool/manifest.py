@@ -77,6 +77,8 @@ class SweepPlan:
     slots: int | None = None
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     notes: tuple[str, ...] = ()
+    assignments: tuple[str, ...] = ()
+    """What `--set` said."""
 
 
 def write_manifest(plan: SweepPlan) -> None:
@@ -102,6 +104,7 @@ def write_manifest(plan: SweepPlan) -> None:
         "format": FORMAT,
         "name": plan.name,
         "file": _relative(plan.file, folder),
+        "set": list(plan.assignments),
         "report": report,
     }
     lines = ",\n".join(json.dumps(trial, allow_nan=False) for trial in trials)
@@ -135,7 +138,9 @@ def _read_manifest(folder: Path) -> SweepPlan:
         trials = tuple(_read_trial(item, here) for item in value["trials"])
         if trials:
             RunConfig.model_validate(trials[0].written)  # all of them would take seconds
-        return SweepPlan(value["name"], folder, trials, Report(**value["report"]), here / value["file"])
+        sets = tuple(map(str, value.get("set", ())))
+        report = Report(**value["report"])
+        return SweepPlan(value["name"], folder, trials, report, here / value["file"], assignments=sets)
     except (AssertionError, KeyError, TypeError, ValidationError) as error:
         raise _unreadable(str(folder / FILE_NAME)) from error
 

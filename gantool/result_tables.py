@@ -15,7 +15,7 @@ from typing import Any
 from gantool import files
 from gantool.config.grid import Report
 from gantool.manifest import SweepPlan
-from gantool.results import SPREADS, Group, Row, Spread, grouped, origins
+from gantool.results import ENDED_BADLY, SPREADS, Group, Row, Spread, grouped, origins
 
 
 def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list[str]]]:
@@ -173,7 +173,7 @@ def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
     for row in missing:
         if row.state != "done":
             lines.append(f"- `{row.run}`: {row.state}{': ' if row.cause else ''}{row.cause}")
-        if row.output:
+        if row.output and row.state in ENDED_BADLY:
             lines += ["", "  ```", *(f"  {line}" for line in row.output), "  ```", ""]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     for digest, group in protocols.items():
@@ -196,7 +196,7 @@ def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
     for row in rows:
         if not row.values:
             lines.append(f"without a score: {row.run} ({row.state}{': ' if row.cause else ''}{row.cause})")
-            lines += [f"    {line}" for line in row.output]
+            lines += [f"    {line}" for line in row.output if row.state in ENDED_BADLY]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     lines += [
         f"protocol {digest} ({group.data_title}): {protocol_text(group.protocol)}"

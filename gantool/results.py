@@ -22,6 +22,7 @@ from gantool.submissions import Jobs
 
 SPREADS = ("_std", "_error", "_low", "_high")
 """Ends of the names of the spreads and intervals of single scores."""
+ENDED_BADLY = ("failed", "diverged", "lost")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Row:
     protocol: Any = None
     warnings: tuple[str, ...] = ()
     cause: str = ""
-    """Why it failed, or what it waits for."""
+    """Why it failed, stopped or was cancelled, what it waits for, or what it is doing; empty when done."""
     output: tuple[str, ...] = ()
-    """The last lines it wrote, when it failed."""
+    """The last lines it wrote, unless it is done or has not begun."""
     trained_by: dict[str, str] = field(default_factory=dict)
     """Version and commit of gantool, version of torch, digest of the image (none: no image), as far as known."""
     scored_by: dict[str, str] = field(default_factory=dict)
+    trained_before_by: tuple[dict[str, str], ...] = ()
+    """The same of its earlier starts, where they differ."""
 
     @property
     def protocol_digest(self) -> str:
@@ -133,21 +136,29 @@ def _rows_of(trial: Trial, jobs: Jobs) -> list[Row]:
     result = (look.result if state == "done" else None) or {}
     step, scores = result.get("step"), result.get("scores")
     bare = Row(trial.labels, trial.seed, str(trial.run.path), state, step)
-    if state in ("failed", "diverged"):
-        said = "" if words else str(look.status.get("message", ""))
-        bare = replace(bare, cause=words or said, output=last_output(trial.run))
+    if state not in ("done", "planned"):
+        said = words or trial.run.said_by("cancelled") or str(look.status.get("message", ""))
+        bare = replace(bare, cause=said, output=last_output(trial.run))
     rows = []
-    facts = files.read_json(trial.run.path / "run.json") if scores else None
-    trained_by = _made_by(facts.get("versions"), facts.get("image")) if isinstance(facts, dict) else {}
+    facts = files.read_json(trial.run.path / "run.json") if state != "planned" else None
+    if isinstance(facts, dict):
+        before = facts.get("before")
+        earlier = (
+            [_made_by(one.get("versions"), one.get("image")) for one in before if isinstance(one, dict)]
+            if (isinstance(before, list))
+            else []
+        )
+        trained_by = _made_by(facts.get("versions"), facts.get("image"))
+        bare = replace(bare, trained_by=trained_by, trained_before_by=tuple(earlier))
     for score in scores if isinstance(scores, list) else []:
         values = _numbers(score.get("values"))
         if values:
             title, texts = str(score.get("data_title", "")), tuple(map(str, score.get("warnings") or ()))
             real, protocol = _numbers(score.get("real")), score.get("protocol")
-            row = Row(bare.labels, bare.seed, bare.run, state, step, values, real, title, protocol, texts)
             versions = score.get("versions")
             image = versions.get("image") if isinstance(versions, dict) else None
-            rows.append(replace(row, trained_by=trained_by, scored_by=_made_by(versions, image)))
+            found = {"values": values, "real": real, "data_title": title, "protocol": protocol, "warnings": texts}
+            rows.append(replace(bare, **found, scored_by=_made_by(versions, image)))
     return rows or [bare]
 
 
@@ -169,7 +180,8 @@ def origins(rows: Sequence[Row]) -> list[str]:
         ("commit", "commits"),
         ("torch", "versions of torch"),
     ):
-        found = dict.fromkeys(made[key] for row in rows for made in (row.trained_by, row.scored_by) if key in made)
+        makers = (made for row in rows for made in (row.trained_by, *row.trained_before_by, row.scored_by))
+        found = dict.fromkeys(made[key] for made in makers if key in made)
         if len(found) > 1:
             lines.append(f"warning: trained and scored by several {what}: {', '.join(found)}")
         elif key == "image" and found.keys() - {"none"}:

@@ -68,7 +68,8 @@ def plan(
         )
         for point in grid.points
     )
-    return SweepPlan(grid.name, folder / grid.name, trials, grid.report, path, grid.slots, grid.slurm, grid.notes)
+    plan = SweepPlan(grid.name, folder / grid.name, trials, grid.report, path, grid.slots, grid.slurm, grid.notes)
+    return replace(plan, assignments=tuple(assignments))
 
 
 def describe(plan: SweepPlan) -> dict[State, list[Trial]]:
@@ -147,14 +148,14 @@ def merged(plans: Sequence[SweepPlan]) -> SweepPlan:
     """Several sweeps as one, each under a label of its own, so that runs of different sweeps are never averaged."""
     plans = list({plan.folder.resolve(): plan for plan in plans}.values())
     names = [plan.name for plan in plans]
-    trials: dict[Path, Trial] = {}
+    trials, notes = [], []
     for plan in plans:
         name = plan.name if names.count(plan.name) == 1 else str(plan.folder)
-        for trial in plan.trials:
-            labelled = replace(trial, labels={"sweep": name, **trial.labels})
-            trials.setdefault(trial.run.path.resolve(), labelled)
-    name = ", ".join(dict.fromkeys(names))
-    return SweepPlan(name, plans[0].folder, tuple(trials.values()), plans[0].report, plans[0].file)
+        trials += [replace(trial, labels={"sweep": name, **trial.labels}) for trial in plan.trials]
+        if plan.report != plans[0].report:
+            notes.append(f"{name}: its own settings of `report` do not count here, those of {names[0]} do")
+    first = plans[0]
+    return replace(first, name=", ".join(dict.fromkeys(names)), trials=tuple(trials), notes=tuple(notes))
 
 
 def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:

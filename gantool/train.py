@@ -441,6 +441,15 @@ class Trainer:
                 raise GantoolError(text, hint)
 
     def _identity(self) -> dict[str, Any]:
+        """What run.json says; `before`: the same of earlier starts, of each that differs once."""
+        known = files.read_json(self.run.path / "run.json")
+        now, before = self._makers(), []
+        if isinstance(known, dict) and self.state.step > 0:
+            earlier = [*known.pop("before", []), known]
+            before = [one for index, one in enumerate(earlier) if one != now and one not in earlier[:index]]
+        return now | ({"before": before} if before else {})
+
+    def _makers(self) -> dict[str, Any]:
         device = self.runtime.device
         return {
             "fingerprint": self.config.fingerprint,

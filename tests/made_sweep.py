@@ -39,6 +39,7 @@ def made_sweep(
     classes: Sequence[str] = (),
     size: int = 64,
     title: str = "shapes 16x16",
+    noise: float = 0.1,
 ) -> SweepPlan:
     """A sweep over `axes`, below `folder`; `states` says which trials (by number) are not done."""
     (folder / "sweep.yaml").parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +55,13 @@ def made_sweep(
             eval=EvalConfig(num=1000, every=10),
         )
         run = RunDirectory(folder / "runs" / config.run_id)
-        make_run(run, config, place, (states or {}).get(number, "done"), num_rows, num_grids, classes, size, title)
+        make_run(
+            run, config, place, (states or {}).get(number, "done"), num_rows, num_grids, classes, size, title, noise
+        )
         trials.append(Trial(run, labels, seed, config))
     first = {axis: found[0] for axis, found in axes.items()}
-    plan = SweepPlan(name, folder / "sweeps" / name, tuple(trials), Report("fid", "min", first), folder / "sweep.yaml")
+    report, file = Report("fid", "min", first), folder / "sweep.yaml"
+    plan = SweepPlan(name, folder / "sweeps" / name, tuple(trials), report, file, assignments=("steps=400",))
     write_manifest(plan)
     return plan
 
@@ -72,21 +76,23 @@ def make_run(
     classes: Sequence[str],
     size: int,
     title: str,
+    noise: float,
 ) -> None:
     """The files of one run that is `done`, `failed`, `stopped` or only `planned`."""
     run.write_config(config, durable=False)
     if state == "planned":
         return
     total = 10 * num_rows if state == "done" else 10 * (num_rows // 2)
+    shades = np.random.default_rng(config.seed)
     steps = np.arange(1, total // 10 + 1) * 10
     rows = [
         {
             "step": int(step),
-            "loss_d": 1.4 - 0.4 * step / total,
+            "loss_d": 1.4 - 0.4 * step / total + noise * float(shades.normal()),
             "loss_g": 0.7 + 0.5 * step / total,
             "penalty": 0.0,
             "accuracy_real": 0.5 + 0.3 * step / total,
-            "accuracy_fake": 0.55,
+            "accuracy_fake": 0.55 + noise * float(shades.normal()),
             "seconds": 2.0,
             "images_per_second": 100.0 + config.seed,
         }
@@ -94,10 +100,9 @@ def make_run(
     ]
     (run.path / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run.path / "starts.jsonl").write_text('{"step": 0}\n')
-    facts = {"versions": VERSIONS, "device": "NVIDIA H100", "num_ranks": 2, "image": None}
+    facts = {"versions": VERSIONS, "device": "NVIDIA H100", "num_ranks": 2, "threads": 4, "image": None}
     facts["data"] = {"title": title, "digest": "abc123"}
     files.write_json(run.path / "run.json", facts, durable=False)
-    shades = np.random.default_rng(config.seed)
     (run.path / "samples").mkdir(exist_ok=True)
     for step in np.linspace(0, total, num_grids, dtype=int):
         picture = shades.integers(0, 255, (size, size, 3), np.uint8) if step == 0 else _squares(shades, size)
@@ -108,13 +113,14 @@ def make_run(
         if state == "stopped":
             run.mark("stopped", "SIGTERM")
         (run.path / "output.txt").write_text('step 10\nValueError: <broken> & "quoted"\n')
-        return
     scores = []
     for share in (0.25, 0.5, 1.0):
         step = int(total * share) // 10 * 10
         score = _score(config, place, step, share, classes, title)
         files.write_json(run.path / f"scores/{step:08d}-classifier-0.json", score, durable=False)
         scores.append(score)
+    if state != "done":
+        return
     result = {"step": total, "seconds": 2.0 * num_rows, "scores": scores[-1:], "eval": eval_digest(config)}
     files.write_json(run.path / "result.json", result, durable=False)
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from conftest import Gantool
 from made_sweep import fid_of, made_sweep
 from PIL import Image
 
+from gantool.config.grid import Report
 from gantool.manifest import SweepPlan, load_trials
+from gantool.metrics.scores import direction
 from gantool.progress import Silent
 from gantool.report.facts import read_run
-from gantool.report.page import MOST_SHOWN, render
-from gantool.results import collect
+from gantool.report.page import MOST_SHOWN, _best, _directions, render
+from gantool.results import Row, collect, grouped
 from gantool.sweep import merged
 
 AXES = {"augment": ["none", "basic"], "residual": ["no", "yes"]}
@@ -80,16 +83,17 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
         "200 of 400",
         "fid 35.38 ± 0.18 (2 of 3)",
         "shapes 16x16",
-        "gantool sweep sweep.yaml",
+        "gantool sweep sweep.yaml --set steps=400",
         "0123456789ab",
         "NVIDIA H100",
         "cat",
         "0.9000",
     ):
         assert words.replace(" :", ":") in page.text.replace(" :", ":"), words
-    # 9 whole trainings of 80 s and two halves of 40 s, on two devices; three scores of 30 s of each whole one
-    assert f"{(9 * 80 + 2 * 40) * 2 / 60:.1f} min" in page.text and f"{9 * 3 * 30 * 2 / 60:.1f} min" in page.text
-    assert f"{((9 * 80 + 2 * 40) * 2 + 9 * 3 * 30 * 2) / 3600 * 2:.2f}"[:4] in page.text  # at 2 for each hour
+    # 9 whole trainings of 80 s and two halves of 40 s, on two devices; three scores of 30 s of each of the 11
+    train, score = (9 * 80 + 2 * 40) * 2, 11 * 3 * 30 * 2
+    assert f"{train / 60:.1f} min" in page.text and f"{score / 60:.1f} min" in page.text
+    assert f" {round((train + score) / 3600 * 2, 2)} " in page.text  # at 2 for each hour
 
 
 def test_nothing_on_the_page_comes_from_elsewhere_and_all_elements_are_whole(tmp_path: Path) -> None:
@@ -162,10 +166,12 @@ def test_a_large_sweep_is_a_small_page(tmp_path: Path) -> None:
 def test_sweeps_that_have_not_begun_or_have_no_scores(tmp_path: Path) -> None:
     plan = made_sweep(tmp_path, AXES, 1, states=dict.fromkeys(range(4), "planned"))
     text = page_of(plan).text
-    assert "No run has a score yet." in text and "Nothing has been trained yet." in text and "No grid yet." in text
+    assert "No run is done and scored yet." in text and "Nothing has been trained yet." in text
+    assert "No grid yet." in text and "snapshots in training" not in text
     plan = made_sweep(tmp_path / "b", AXES, 1, states=dict.fromkeys(range(4), "stopped"))
     text = page_of(plan).text
-    assert "4 stopped" in text and "No run has a score yet." in text
+    assert "4 stopped" in text and "The scores of snapshots in training are in the figures." in text
+    assert "fid of the snapshots that were scored during training" in text
 
 
 def test_damaged_files_count_as_not_there(tmp_path: Path) -> None:
@@ -198,6 +204,9 @@ def test_several_sweeps_are_never_averaged_together(tmp_path: Path) -> None:
     both = merged(plans)
     assert [trial.labels["sweep"] for trial in both.trials] == ["p"] * 4 + ["q"] * 4
     assert merged([plans[0], plans[0]]).trials == merged([plans[0]]).trials
+    shared = replace(plans[1], trials=(*plans[1].trials, replace(plans[0].trials[0], labels={"augment": "new"})))
+    page = page_of(merged([plans[0], shared]))  # a run that two sweeps share is in the rows of both, and one run
+    assert "8 runs" in page.text and "augment new" in page.text and page.text.count("40.00 (1)") >= 1
     text = page_of(both).text
     assert "8 runs" in text and "(4)" not in text and text.count("(2)") > 4
 
@@ -230,3 +239,35 @@ def test_the_page_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     shutil.move(tmp_path / "sweeps", tmp_path / "runs/../moved")
     assert "4 runs: 4 done" in page_of(load_trials(tmp_path / "moved/made")).text.replace(" :", ":")
+
+
+def test_the_best_is_where_more_or_less_is_better_and_the_report_has_the_last_word() -> None:
+    assert [direction(name) for name in ("fid", "authpct", "is", "accuracy_fake", "fid_train_to_test")] == [
+        -1,
+        1,
+        1,
+        0,
+        0,
+    ]
+    rows = [
+        Row({"a": label}, 0, label, "done", 1, {"fid": fid, "authpct": share, "accuracy_fake": 0.5}, protocol="p")
+        for label, fid, share in (("x", 30.0, 80.0), ("y", 20.0, 60.0))
+    ]
+    for report, best in (
+        (Report("fid", "min"), {"fid": "y", "authpct": "x"}),
+        (Report("fid", "max"), {"fid": "x", "authpct": "x"}),
+    ):
+        groups = grouped(rows, report)
+        marks = _best(groups, _directions(report, ["fid", "authpct", "accuracy_fake"]))
+        found = {name: [groups[place].labels["a"] for place in places] for name, places in marks.items()}
+        assert found == {name: [label] for name, label in best.items()} | {"accuracy_fake": []}
+    assert _best(grouped(rows[:1], Report("fid")), {"fid": -1}) == {"fid": set()}  # the best of one is nothing
+
+
+def test_runs_of_two_commits_are_warned_of_before_they_are_done(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 1, states=dict.fromkeys(range(4), "stopped"))
+    assert "several commits" not in page_of(plan).text
+    path = plan.trials[2].run.path / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"before": [facts | {"versions": facts["versions"] | {"commit": "fedcba"}}]}))
+    assert "trained and scored by several commits: 0123456789ab, fedcba" in page_of(plan).text

@@ -180,6 +180,8 @@ def _show_traceback() -> None:
 
 
 def complain(kind: str, message: str, hint: str | None) -> None:
+    if kind == "warning" and options["quiet"]:
+        return
     from rich.console import Console
     from rich.text import Text
 

@@ -1,9 +1,11 @@
 """Main effects of the axes of a sweep and their interactions: plain means over a balanced part of the grid.
 
 A level's mean is taken over the cells (combinations of the other axes) in which every level of the axis was scored, so
-that no level is favoured by what else it was run with. Intervals: the standard error from the spread over seeds, pooled
-over all cells (Montgomery, Design and Analysis of Experiments, factorial designs with a common error variance), times
-Student's t; they say how well the mean over these cells is known, not how the cells differ.
+that no level is favoured by what else it was run with. A cell is the mean of the seeds it has. Intervals: the standard
+error from the spread over seeds, pooled over all cells (Montgomery, Design and Analysis of Experiments, factorial
+designs with a common error variance), times Student's t; they say how well the mean over these cells is known, not how
+the cells differ. What levels have in common by their seeds is in them: differences that are paired by seed tell levels
+apart better.
 """
 
 from __future__ import annotations

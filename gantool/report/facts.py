@@ -52,6 +52,8 @@ class RunFacts:
     """Versions, commit, image, data digest: what a second person needs to have the same."""
     series: dict[str, dict[str, list[tuple[int, float]]]]
     """Protocol digest -> metric -> (step, value) of all scored snapshots."""
+    titles: dict[str, str]
+    """Protocol digest -> the data of its reference."""
     per_class: dict[str, dict[str, float]]
     """Class -> metric -> value, of the final score."""
     grids: dict[int, Path]
@@ -96,6 +98,7 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         device=str(facts.get("device", "")),
         identity=_identity(facts),
         series=_series(scores),
+        titles={digest_of(score.get("protocol")): str(score.get("data_title", "")) for score in scores},
         per_class=_classes(final.get("per_class")),
         grids=_grids(path / str(config.get("runtime.samples_dir", "samples"))),
         nearest=nearest[-1] if nearest else None,
@@ -183,7 +186,13 @@ def _identity(facts: dict[str, Any]) -> dict[str, str]:
     found = {key: str(value) for key, value in _mapping(facts.get("versions")).items()}
     if isinstance(image, dict):
         found["image"] = str(image.get("digest", "unknown"))
-    return found | ({"data": f"{data.get('title', '')} {data['digest']}"} if "digest" in data else {})
+    if "digest" in data:
+        found["data"] = f"{data.get('title', '')} {data['digest']}"
+    if "device" in facts:
+        found["device"] = str(facts["device"])
+    if "num_ranks" in facts and "threads" in facts:
+        found["processes"] = f"{facts['num_ranks']} x {facts['threads']}"
+    return found
 
 
 def _classes(value: Any) -> dict[str, dict[str, float]]:

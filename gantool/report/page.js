@@ -49,18 +49,26 @@
   };
 
   // The metric: its differences, figures and order of rows.
+  const rows = () => all("#table tbody tr");
+  const show = () => {
+    const { value } = one("metric");
+    for (const item of all("[data-metric]")) item.hidden = item.dataset.metric !== value;
+    for (const item of all("[data-figures]")) item.hidden = item.dataset.figures !== value;
+  };
   const choose = () => {
     const option = one("metric").selectedOptions[0];
-    for (const item of all("[data-metric]")) item.hidden = item.dataset.metric !== option.value;
-    for (const item of all("[data-figures]")) item.hidden = item.dataset.figures !== option.value;
+    show();
     const index = all("#table thead th").findIndex((th) => th.dataset.column === option.value);
+    const places = new Map(rows().map((row) => row.dataset.protocol).map((name, place) => [name, place]));
     sort(one("table"), index, option.dataset.higher ? "descending" : "ascending");
+    const byProtocol = (a, b) => places.get(a.dataset.protocol) - places.get(b.dataset.protocol);
+    one("table").tBodies[0].append(...rows().sort(byProtocol)); // which are never ranked together
   };
   if (form) {
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", filter);
     one("metric").addEventListener("change", choose);
-    for (const item of all("[data-figures]")) item.hidden = item.dataset.figures !== one("metric").value;
+    show();
     filter();
   }
 
@@ -88,6 +96,11 @@
     slider.closest(".flick").remove();
   }
 
-  // Links to a card or a section open what they lead to; on paper everything is open.
-  addEventListener("beforeprint", () => all("details").forEach((item) => (item.open = true)));
+  // On paper everything is open.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = all("details:not([open])");
+    closed.forEach((item) => (item.open = true));
+  });
+  addEventListener("afterprint", () => closed.forEach((item) => (item.open = false)));
 })();

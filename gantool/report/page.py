@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from gantool import files
 from gantool.config.document import dump_yaml
 from gantool.config.grid import Labels, Report
 from gantool.manifest import SweepPlan
+from gantool.metrics.scores import direction
 from gantool.progress import Progress, counted
 from gantool.report import plots
 from gantool.report.effects import Axes, Cell, interactions, main_effects
 from gantool.report.facts import RunFacts, read_run
 from gantool.report.pictures import Thumbnail, thumbnail
 from gantool.result_tables import difference_text, number_text, protocol_text, shown_metrics, spread_text
-from gantool.results import Group, Row, Spread, grouped, origins
+from gantool.results import SPREADS, Group, Row, Spread, grouped, origins
 
 MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
 _FRAMES = 8  # grids of one variant, from its first to its last
@@ -33,7 +35,7 @@ _BYTES = 12_000_000  # of thumbnails
 _MOST_LINES = 8  # variants in a figure of scores against steps
 _MOST_PAIRS = 9  # panels of interactions
 _MOST_FIGURES = 40  # pairs of a metric and a protocol that get figures
-HIGHER_IS_BETTER = ("is", "precision", "recall", "density", "coverage", "cas", "authenticity", "accuracy")
+_MOST_CURVES = 4  # seeds in a figure of curves
 _IDENTITY = {
     "gantool": "gantool",
     "commit": "commit",
@@ -41,6 +43,8 @@ _IDENTITY = {
     "python": "Python",
     "image": "image",
     "data": "data",
+    "device": "device",
+    "processes": "processes x threads",
 }
 
 
@@ -64,6 +68,8 @@ class Variant:
     changes: dict[str, str]
     """The keys of the config that not all runs of the page have the same, with this variant's values."""
     frames: list[Frame]
+    shown: RunFacts | None = None
+    """The run whose grids these are."""
     nearest: Frame | None = None
     curves: str = ""
     class_headers: tuple[str, ...] = ()
@@ -95,19 +101,14 @@ def write_page(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: 
 
 def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: float | None = None) -> str:
     """The page as text."""
-    by_run: dict[str, list[Row]] = {}
-    for row in rows:
-        by_run.setdefault(row.run, []).append(row)
-    runs = []
-    for number, trial in enumerate(plan.trials):
-        runs.append(read_run(trial, by_run[str(trial.run.path)]))
-        progress.step("read", number + 1, len(plan.trials))
+    runs = _read_runs(plan, rows, progress)
     groups = grouped(rows, plan.report)
     metrics = shown_metrics(groups, plan.report)
     common, variants = _variants(groups, runs)
     _add_pictures(variants[:MOST_SHOWN], plan.folder, progress)
     figures, left_out = _figures(groups, variants, metrics, _axes(plan), progress)
-    states = [run.state for run in runs]
+    once = list({run.path.resolve(): run for run in runs}.values())  # sweeps may share runs
+    states = [run.state for run in once]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gantool.report", "."),
         autoescape=True,
@@ -126,19 +127,21 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         version=gantool.__version__,
         style=Markup(source),
         script=Markup(script),
-        runs=runs,
-        num_runs=counted(len(runs), "run"),
+        num_runs=counted(len(once), "run"),
         states={state: states.count(state) for state in dict.fromkeys(states)},
-        seeds=sorted({run.trial.seed for run in runs}),
+        seeds=sorted({run.trial.seed for run in once}),
         axes=_axes(plan),
         baseline=", ".join(f"{axis} {label}" for axis, label in plan.report.against.items()),
-        missing=[run for run in runs if run.state != "done"],
+        missing=[run for run in once if run.state != "done"],
         links={str(run.path): _link(run.path, plan.folder) for run in runs},
+        commands=_commands(plan),
+        notes=plan.notes,
+        scored_in_training=any(run.series for run in runs),
         warnings=_warnings(rows),
         origins=[line for line in origins(rows) if not line.startswith("warning: ")],
         metrics=metrics,
-        higher=[name for name in metrics if is_higher_better(name)],
-        best=_best(groups, metrics),
+        directions=(directions := _directions(plan.report, metrics)),
+        best=_best(groups, directions),
         variants=variants,
         most_shown=MOST_SHOWN,
         several_data=len({group.data_title for group in groups if group.data_title}) > 1,
@@ -148,18 +151,39 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         figures_left_out=left_out,
         most_pairs=_MOST_PAIRS,
         most_lines=_MOST_LINES,
-        cost=_cost(runs, price),
+        cost=_cost(once, price),
         price=price,
-        identities=_identities(runs),
+        identities=_identities(once),
         common=dump_yaml(_nested(common)) if common else "",
         changed_keys=list(dict.fromkeys(key for variant in variants for key in variant.changes)),
         headline=_headline(plan.report, groups),
     )
 
 
-def is_higher_better(metric: str) -> bool:
-    """Whether more of a metric is better."""
-    return metric.startswith(HIGHER_IS_BETTER)
+def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list[RunFacts]:
+    """The runs with their rows; a run that two sweeps share stands under the labels of each."""
+    by_trial: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_trial.setdefault((row.run, str(row.labels)), []).append(row)
+    runs = []
+    for number, trial in enumerate(plan.trials):
+        runs.append(read_run(trial, by_trial[str(trial.run.path), str(trial.labels)]))
+        progress.step("read", number + 1, len(plan.trials))
+    return runs
+
+
+def _commands(plan: SweepPlan) -> list[str]:
+    """The command of a sweep, as it is called from where its folder `sweeps` is; none for several sweeps."""
+    if plan.file is None or any("sweep" in trial.labels for trial in plan.trials):
+        return []
+    file = os.path.relpath(plan.file, plan.folder.resolve().parent.parent)
+    sets = [word for text in plan.assignments for word in ("--set", text)]
+    return [shlex.join(["gantool", "sweep", file, *sets])]
+
+
+def _directions(report: Report, metrics: Sequence[str]) -> dict[str, int]:
+    """Whether more (1) or less (-1) of each metric is better, or neither (0); of its own metric the report says."""
+    return {name: {"max": 1, "min": -1}[report.best] if name == report.metric else direction(name) for name in metrics}
 
 
 def _axes(plan: SweepPlan) -> Axes:
@@ -190,14 +214,15 @@ def _variants(groups: Sequence[Group], runs: Sequence[RunFacts]) -> tuple[dict[s
         own = [run for run in runs if run.trial.labels == group.labels and _has(run, group)]
         config = own[0].config if own else {}
         changes = {key: _value_text(config[key]) for key in keys if key not in common and key in config}
-        variants.append(Variant(number, _name(group.labels), group, own, changes, []))
+        name = _name(group.labels) + (f", protocol {group.protocol_digest}" if group.mixed else "")
+        variants.append(Variant(number, name, group, own, changes, []))
     return common, variants
 
 
 def _has(run: RunFacts, group: Group) -> bool:
-    """Whether a run is one of the group's: scored by its protocol, or not scored at all."""
+    """Whether a run is one of the group's: scored by its protocol; without a score, where it counts as missing."""
     scored = [row.protocol_digest for row in run.rows if row.values]
-    return group.protocol_digest in scored or not scored
+    return group.protocol_digest in scored if scored else group.num_missing > 0
 
 
 def _value_text(value: Any) -> str:
@@ -228,12 +253,13 @@ def _add_pictures(variants: Sequence[Variant], folder: Path, progress: Progress)
     for number, variant in enumerate(variants):
         ordered = sorted(variant.runs, key=lambda run: (not run.grids, run.trial.seed != seed))
         if ordered:
-            variant.frames = _frames(ordered[0], folder, budget)
+            variant.shown = ordered[0]
             neighbours = next((run.nearest for run in ordered if run.nearest), None)
             picture = thumbnail(neighbours, 2 * _SIDE) if neighbours else None
+            variant.frames = _frames(ordered[0], folder, budget - (len(picture.uri) if picture else 0))
             if neighbours and picture:
                 variant.nearest = Frame(0, picture, _link(neighbours, folder))
-            curves = [run.curve for run in ordered if run.curve.steps]
+            curves = [run.curve for run in ordered if run.curve.steps][:_MOST_CURVES]
             if curves:
                 variant.curves = Markup(plots.curves_figure(curves, f"{variant.name} ({number})"))
             variant.class_headers, variant.class_rows = _class_table(variant.runs)
@@ -281,20 +307,32 @@ def _figures(
     groups: Sequence[Group], variants: Sequence[Variant], metrics: Sequence[str], axes: Axes, progress: Progress
 ) -> tuple[list[dict[str, Any]], int]:
     """For each metric and protocol: main effects, interactions, scores against steps. And how many are left out."""
-    scored = [group for group in groups if group.spreads]
-    titles = {group.protocol_digest: group.data_title for group in scored}
+    titles = {group.protocol_digest: group.data_title for group in groups if group.spreads}
+    there: dict[str, set[str]] = {}  # metrics of each protocol, of final scores and of those in training
+    for run in (run for variant in variants for run in variant.runs):
+        for row in run.rows:
+            there.setdefault(row.protocol_digest, set()).update(row.values)
+        for digest, series in run.series.items():
+            titles.setdefault(digest, run.titles.get(digest, ""))
+            there.setdefault(digest, set()).update(series)
     several = len(set(titles.values())) < len(titles)  # then titles alone do not tell protocols apart
-    wanted = [(metric, digest) for metric in metrics for digest in titles]
-    found = []
-    for number, (metric, digest) in enumerate(wanted[:_MOST_FIGURES]):
-        own = [variant for variant in variants if variant.group.protocol_digest == digest]
+    names = [*metrics, *(name for names in there.values() for name in sorted(names) if not name.endswith(SPREADS))]
+    wanted = [(metric, digest) for metric in dict.fromkeys(names) for digest in titles if metric in there[digest]]
+    found: list[dict[str, Any]] = []
+    left_out = 0
+    for number, (metric, digest) in enumerate(wanted):
         label = f"{metric} ({titles[digest]}{f', protocol {digest}' if several else ''})"
-        found.append({"metric": metric, "label": label, **_figure_set(own, digest, metric, label, axes)})
-        progress.step("figures", number + 1, min(len(wanted), _MOST_FIGURES))
-    return found, max(0, len(wanted) - _MOST_FIGURES)
+        if len(found) == _MOST_FIGURES:
+            left_out += 1
+        elif figures := _figure_set(variants, digest, metric, label, axes):
+            found.append({"metric": metric, "label": label, **figures})
+        progress.step("figures", number + 1, len(wanted))
+    return found, left_out
 
 
-def _figure_set(own: Sequence[Variant], digest: str, metric: str, label: str, axes: Axes) -> dict[str, Any]:
+def _figure_set(all_: Sequence[Variant], digest: str, metric: str, label: str, axes: Axes) -> dict[str, Any]:
+    """The figures of a metric in a protocol; empty when there is nothing to draw."""
+    own = [variant for variant in all_ if variant.group.protocol_digest == digest]
     cells = []
     for variant in own:
         rows = [row for run in variant.runs for row in run.rows if row.protocol_digest == digest]
@@ -302,9 +340,12 @@ def _figure_set(own: Sequence[Variant], digest: str, metric: str, label: str, ax
         if values:
             cells.append(Cell(variant.group.labels, values))
     effects, pairs = main_effects(cells, axes), interactions(cells, axes)
-    lines = _lines(own, digest, metric)
+    lines = _lines(own, digest, metric) or _lines(all_, digest, metric)
+    if not (effects or pairs or lines):
+        return {}
     return {
         "effects": effects,
+        "pairs": pairs[:_MOST_PAIRS],
         "effects_svg": Markup(plots.effects_figure(effects, metric, label)) if effects else "",
         "num_pairs": len(pairs),
         "pairs_svg": Markup(plots.interactions_figure(pairs[:_MOST_PAIRS], metric, label)) if pairs else "",
@@ -324,29 +365,26 @@ def _lines(variants: Sequence[Variant], digest: str, metric: str) -> list[plots.
     return lines
 
 
-def _best(groups: Sequence[Group], metrics: Sequence[str]) -> dict[str, set[int]]:
-    """Metric -> places of the groups with the best mean of it, within each protocol."""
+def _best(groups: Sequence[Group], directions: dict[str, int]) -> dict[str, set[int]]:
+    """Metric -> places of the groups with the best mean of it, within each protocol; of one group none is the best."""
     found: dict[str, set[int]] = {}
-    for metric in metrics:
-        sign = -1 if is_higher_better(metric) else 1
+    for metric, sign in directions.items():
+        found[metric] = set()
         for digest in {group.protocol_digest for group in groups}:
             means = {
-                place: sign * group.spreads[metric].mean
+                place: -sign * group.spreads[metric].mean
                 for place, group in enumerate(groups)
                 if group.protocol_digest == digest and metric in group.spreads
             }
-            best = min(means.values(), default=0.0)
-            found.setdefault(metric, set()).update(place for place, mean in means.items() if mean == best)
+            if sign and len(means) > 1:
+                best = min(means.values())
+                found[metric] |= {place for place, mean in means.items() if mean == best}
     return found
 
 
 def _headline(report: Report, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The best variant of each protocol by the report's metric."""
-    return [
-        {"name": _name(g.labels), "data": g.data_title, "spread": g.spreads[report.metric or ""], "group": g}
-        for g in groups
-        if g.best
-    ]
+    return [{"name": _name(g.labels), "spread": g.spreads[report.metric or ""], "group": g} for g in groups if g.best]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:

@@ -157,6 +157,8 @@ def test_without_javascript_all_is_there(open_page: Open, report: Path) -> None:
     assert page.locator(".frames").first.locator("li:visible").count() == 6
     assert page.locator("[data-figures]:visible").count() == 2
     assert page.locator("#table tbody tr:visible").count() == 6
+    for metric in ("fid", "is"):
+        assert page.locator(f"#table td span[data-metric={metric}]:visible").count() == 12
 
 
 def test_on_paper_everything_is_open_and_no_controls_are_left(open_page: Open, report: Path) -> None:
@@ -185,5 +187,6 @@ def test_names_of_any_kind_do_no_harm(open_page: Open, tmp_path: Path) -> None:
 def test_a_sweep_without_scores_has_a_page(open_page: Open, tmp_path: Path) -> None:
     plan = made_sweep(tmp_path, AXES, 1, states=dict.fromkeys(range(6), "stopped"))
     page = open_page(written(plan.folder))
-    assert "No run has a score yet." in page.locator("#scores").inner_text()
+    assert "No run is done and scored yet." in page.locator("#scores").inner_text()
+    assert page.locator("#effects svg:visible").count() == 2
     assert page.locator(".frames li:visible").count() == 6
