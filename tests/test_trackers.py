@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import struct
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gantool.checkpoint import digest_tensors, load
 from gantool.config.schema import RuntimeConfig
 from gantool.errors import UsageError
 from gantool.players import SCALARS
+from gantool.runs import Journal
 from gantool.runtime import Runtime, Trackers
 
 OPTIONS = sets((*SETS, "runtime.sample_every=50", "eval={num: 40, every: 50, budget: 1.0}"))
@@ -139,6 +141,27 @@ def test_one_failing_tracker_leaves_the_others_open() -> None:
     assert told == ["warning: the tracker tensorboard failed and is left out: OSError: the disk is full"]
 
 
+def wandb_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of history in an offline file: protobuf records in the log format of LevelDB, after a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, part, rows = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768  # records are in blocks, whose last bytes may be unused
+        if left < 7:
+            place += left
+            continue
+        size, kind = struct.unpack_from("<HB", data, place + 4)
+        part += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last of several parts
+            record, part = wandb_internal_pb2.Record.FromString(part), b""
+            if record.HasField("history"):
+                items = record.history.item
+                rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
+    return rows
+
+
 def test_weights_and_biases_offline(gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed: pip install 'gantool[wandb]'")
     options, run = ("--set", "runtime.trackers=[wandb]"), tmp_path / "runs" / whole.name
@@ -146,7 +169,11 @@ def test_weights_and_biases_offline(gantool: Gantool, tiny: Path, tmp_path: Path
     assert gantool("train", tiny, *OPTIONS, *options).returncode == 0
     assert_same(whole, run)
     folder = (run / "wandb" / "latest-run").resolve()  # the whole curve, though the one before was killed
-    assert folder.name.endswith(f"-{run.name}") and (folder / f"run-{run.name}.wandb").stat().st_size > 0
+    assert folder.name.endswith(f"-{run.name}")
+    rows = wandb_rows(folder / f"run-{run.name}.wandb")
+    journal = Journal(run / "journal.jsonl").rows()
+    losses = [(row["_step"], row["loss_d"], row["loss_g"]) for row in rows if "loss_d" in row]
+    assert losses == [(row["step"], row["loss_d"], row["loss_g"]) for row in journal]
     found = (folder / "files" / "media" / "images").glob("samples_*.png")
     grids = sorted(found, key=lambda path: int(path.name.split("_")[1]))
     for grid, path in zip(grids, sorted((run / "samples").glob("*.png")), strict=True):
