@@ -142,7 +142,7 @@ def test_one_failing_tracker_leaves_the_others_open() -> None:
 
 
 def wandb_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of history in an offline file: protobuf records in the log format of LevelDB, after a header of 7 bytes."""
+    """The rows of history in an offline file: protobuf in the log format of LevelDB, after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, part, rows = path.read_bytes(), 7, b"", []
