@@ -49,7 +49,7 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Replace `path` by `text`, atomically."""
     with atomic_file(path, durable) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # names of files may hold what is no UTF-8
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:

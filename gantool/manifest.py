@@ -117,7 +117,7 @@ def load_trials(folder: Path) -> SweepPlan:
     if (folder / FILE_NAME).is_file():
         return _read_manifest(folder)
     if (folder / "config.yaml").is_file():
-        return SweepPlan(folder.name, folder, (_bare_trial(folder),))
+        return SweepPlan(folder.resolve().name, folder, (_bare_trial(folder),))
     if not folder.is_dir():
         raise UsageError(
             f"{folder}: there is no such folder", "give a run directory, or the folder of a sweep or of runs"
@@ -127,7 +127,7 @@ def load_trials(folder: Path) -> SweepPlan:
         sweeps = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{FILE_NAME}")))
         hint = f"sweeps here: {sweeps}" if sweeps else "give a run directory, or the folder of a sweep or of runs"
         raise UsageError(f"{folder}: no run in this folder", hint)
-    return SweepPlan(folder.name, folder, tuple(_bare_trial(run) for run in runs))
+    return SweepPlan(folder.resolve().name, folder, tuple(_bare_trial(run) for run in runs))
 
 
 def _read_manifest(folder: Path) -> SweepPlan:
@@ -141,7 +141,7 @@ def _read_manifest(folder: Path) -> SweepPlan:
         sets = tuple(map(str, value.get("set", ())))
         report = Report(**value["report"])
         return SweepPlan(value["name"], folder, trials, report, here / value["file"], assignments=sets)
-    except (AssertionError, KeyError, TypeError, ValidationError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(str(folder / FILE_NAME)) from error
 
 
@@ -156,7 +156,8 @@ def _read_trial(item: dict[str, Any], here: Path) -> Trial:
     if not with_working_directory.startswith(".."):
         path = Path(with_working_directory)  # shorter in messages
     asked = _eval_digest(json.dumps(item["config"]["eval"]))
-    return Trial(RunDirectory(path), item["labels"], item["seed"], None, item["config"], asked)
+    labels = {str(axis): str(label) for axis, label in item["labels"].items()}
+    return Trial(RunDirectory(path), labels, int(item["seed"]), None, item["config"], asked)
 
 
 @functools.lru_cache

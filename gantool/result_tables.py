@@ -26,7 +26,9 @@ def table(groups: Sequence[Group], report: Report) -> tuple[list[str], list[list
     mixed = any(group.mixed for group in groups)
     against = any(report.metric in group.differences for group in groups)
     yardstick = [name for name in metrics if any(name in group.real for group in groups)]
-    headers = [*axes, *(["data"] if len(titles) > 1 else []), *(["protocol"] if mixed else []), *metrics]
+    taken = {*metrics, "data", "protocol", "difference", "warnings", *(f"real {name}" for name in metrics)}
+    named = [f"axis {axis}" if axis in taken else axis for axis in axes]
+    headers = [*named, *(["data"] if len(titles) > 1 else []), *(["protocol"] if mixed else []), *metrics]
     headers += ["difference"] if against else []
     headers += [f"real {name}" for name in yardstick]
     rows = []
@@ -81,7 +83,8 @@ def _decimals(value: float) -> int:
 
 def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One plain mapping a row: labels, seed, run, state, step, each metric, each `real_` metric, data, protocol."""
-    fixed = ("seed", "run", "state", "step", "data", "protocol")
+    names = {name for row in rows for name in row.values}
+    fixed = {"seed", "run", "state", "step", "data", "protocol", *names, *(f"real_{name}" for name in names)}
     return [
         {
             **{f"axis_{axis}" if axis in fixed else axis: label for axis, label in row.labels.items()},
@@ -123,7 +126,8 @@ def to_latex(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", "\\toprule"]
     lines += [" & ".join(_latex(key) for key in keys) + " \\\\", "\\midrule"]
     for row in rows:
-        lines.append(" & ".join(_latex_cell(row.get(key)) for key in keys) + " \\\\")
+        line = " & ".join(_latex_cell(row.get(key)) for key in keys) + " \\\\"
+        lines.append(("{}" if line.startswith(("[", "*")) else "") + line)  # else an argument of the line before
     lines += ["\\bottomrule", "\\end{tabular}"]
     notes = dict.fromkeys(str(row[key]) for row in rows for key in apart if row.get(key))
     return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
@@ -144,6 +148,7 @@ def _latex_cell(value: Any) -> str:
 def _latex(text: str) -> str:
     """Text with TeX's special characters escaped."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    text = "".join(c if c.isprintable() else " " for c in text)
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 

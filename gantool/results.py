@@ -17,11 +17,13 @@ from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import Trial
-from gantool.runs import Look
 from gantool.submissions import Jobs
 
 SPREADS = ("_std", "_error", "_low", "_high")
 """Ends of the names of the spreads and intervals of single scores."""
+NOT_WHAT_THEY_SHOULD_BE = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
+"""What values of other kinds than those that gantool writes do to who reads them."""
+_MOST = 1e100  # larger numbers are no scores, and their squares no numbers
 ENDED_BADLY = ("failed", "diverged", "lost")
 
 
@@ -123,16 +125,22 @@ def scores_of(trial: Trial) -> dict[str, float]:
 def scores_in(result: dict[str, Any] | None) -> dict[str, float]:
     """All numbers of the scores in a result.json."""
     scores = (result or {}).get("scores")
-    found = [_numbers(score.get("values")) for score in scores] if isinstance(scores, list) else []
+    scores = [score for score in scores if isinstance(score, dict)] if isinstance(scores, list) else []
+    found = [_numbers(score.get("values")) for score in scores]
     return {name: value for values in found for name, value in values.items()}
 
 
 def _rows_of(trial: Trial, jobs: Jobs) -> list[Row]:
     try:
-        look = trial.look()
-        state, words = jobs.state(trial.run, look.state, look.status)
-    except GantoolError as error:
-        look, state, words = Look("failed", {}, None), "failed", error.message
+        return _read_rows(trial, jobs)
+    except (GantoolError, OSError, *NOT_WHAT_THEY_SHOULD_BE) as error:  # one damaged run must not hide the others
+        cause = error.message if isinstance(error, GantoolError) else f"cannot be read: {error}"
+        return [Row(trial.labels, trial.seed, str(trial.run.path), "failed", cause=cause)]
+
+
+def _read_rows(trial: Trial, jobs: Jobs) -> list[Row]:
+    look = trial.look()
+    state, words = jobs.state(trial.run, look.state, look.status)
     result = (look.result if state == "done" else None) or {}
     step, scores = result.get("step"), result.get("scores")
     bare = Row(trial.labels, trial.seed, str(trial.run.path), state, step)
@@ -192,7 +200,9 @@ def origins(rows: Sequence[Row]) -> list[str]:
 def _numbers(values: Any) -> dict[str, float]:
     items = values.items() if isinstance(values, dict) else ()
     return {
-        key: float(v) for key, v in items if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+        key: float(v)
+        for key, v in items
+        if isinstance(v, int | float) and not isinstance(v, bool) and -_MOST < v < _MOST
     }
 
 

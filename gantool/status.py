@@ -77,8 +77,9 @@ def _trial_status(trial: Trial, now: float, jobs: Jobs) -> TrialStatus:
     try:
         look = trial.look()
         state, words = jobs.state(trial.run, look.state, look.status)
-    except GantoolError as error:  # a damaged config.yaml must not hide the other runs
-        return TrialStatus(path, trial.title, labels, seed, "failed", message=error.message)
+    except (GantoolError, OSError) as error:  # a damaged or closed run must not hide the others
+        message = error.message if isinstance(error, GantoolError) else f"cannot be read: {error.strerror}"
+        return TrialStatus(path, trial.title, labels, seed, "failed", message=message)
     said = look.status
     job = jobs.of(trial.run)
     if state == "running" and said.get("state") != "running":  # its first words are still to come

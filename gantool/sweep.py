@@ -139,23 +139,24 @@ def told_apart(plan: SweepPlan) -> SweepPlan:
     """A folder of runs that belong to no sweep, with the config of each as its label: only its seeds are averaged."""
     if plan.file is not None:
         return plan
-    names = [re.sub(r"-s\d+$", "", trial.run.path.name) for trial in plan.trials]
+    names = [re.sub(r"-s\d+$", "", trial.run.path.resolve().name) for trial in plan.trials]
     trials = tuple(replace(trial, labels={"config": name}) for trial, name in zip(plan.trials, names, strict=True))
     return replace(plan, trials=trials)
 
 
 def merged(plans: Sequence[SweepPlan]) -> SweepPlan:
     """Several sweeps as one, each under a label of its own, so that runs of different sweeps are never averaged."""
+    axis = "in sweep" if any("sweep" in trial.labels for plan in plans for trial in plan.trials) else "sweep"
     plans = list({plan.folder.resolve(): plan for plan in plans}.values())
     names = [plan.name for plan in plans]
     trials, notes = [], []
     for plan in plans:
         name = plan.name if names.count(plan.name) == 1 else str(plan.folder)
-        trials += [replace(trial, labels={"sweep": name, **trial.labels}) for trial in plan.trials]
+        trials += [replace(trial, labels={axis: name, **trial.labels}) for trial in plan.trials]
         if plan.report != plans[0].report:
             notes.append(f"{name}: its own settings of `report` do not count here, those of {names[0]} do")
     first = plans[0]
-    return replace(first, name=", ".join(dict.fromkeys(names)), trials=tuple(trials), notes=tuple(notes))
+    return replace(first, name=", ".join(dict.fromkeys(names)), trials=tuple(trials), notes=tuple(notes), file=None)
 
 
 def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:

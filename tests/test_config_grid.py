@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gantool.config.document import dump_yaml
-from gantool.config.grid import Grid, label_of, read_grid
+from gantool.config.grid import Grid, Report, label_of, read_grid
 from gantool.config.schema import RunConfig
 from gantool.config.sweep_file import SweepConfig
 from gantool.errors import ConfigError, GantoolError, UsageError
@@ -315,3 +315,18 @@ def test_schema_describes_every_key_and_no_torch_is_loaded(tmp_path: Path) -> No
     code = "import sys; from pathlib import Path; from gantool.config.grid import read_grid\n"
     code += "read_grid(Path('grid.yaml')); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("", Report("recall", "max")),
+        ("report: {metric: precision}", Report("precision", "max")),
+        ("report: {metric: density_coverage}", Report("coverage", "max")),
+        ("report: {metric: density_coverage, best: min}", Report("coverage", "min")),
+        ("report: {metric: kid_full}", Report("kid_full", "min")),
+    ],
+)
+def test_the_metric_of_a_report_is_a_value_that_runs_have(tmp_path: Path, asked: str, expected: Report) -> None:
+    metrics = "eval: {metrics: [precision_recall, density_coverage, kid], extractor: inception}"
+    assert grid_of(tmp_path, f"base: base.yaml\n{asked}", base=metrics).report == expected

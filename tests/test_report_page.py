@@ -26,6 +26,7 @@ from gantool.metrics.scores import direction
 from gantool.progress import Silent
 from gantool.report.facts import read_run
 from gantool.report.page import MOST_SHOWN, _best, _directions, render
+from gantool.result_tables import flat, sweep_latex
 from gantool.results import Row, collect, grouped
 from gantool.sweep import merged
 
@@ -204,6 +205,8 @@ def test_several_sweeps_are_never_averaged_together(tmp_path: Path) -> None:
     both = merged(plans)
     assert [trial.labels["sweep"] for trial in both.trials] == ["p"] * 4 + ["q"] * 4
     assert merged([plans[0], plans[0]]).trials == merged([plans[0]]).trials
+    named = [replace(plan, trials=tuple(replace(t, labels={"sweep": "z"}) for t in plan.trials)) for plan in plans]
+    assert [trial.labels for trial in merged(named).trials][::4] == [{"in sweep": n, "sweep": "z"} for n in "pq"]
     shared = replace(plans[1], trials=(*plans[1].trials, replace(plans[0].trials[0], labels={"augment": "new"})))
     page = page_of(merged([plans[0], shared]))  # a run that two sweeps share is in the rows of both, and one run
     assert "8 runs" in page.text and "augment new" in page.text and page.text.count("40.00 (1)") >= 1
@@ -228,7 +231,7 @@ def test_the_verb_writes_all_forms_also_elsewhere_and_in_the_middle(gantool: Gan
     assert names == {path.name for path in Path("both").iterdir()}
     (tmp_path / "file").write_text("")
     wrong = gantool("report", "sweeps/made", "--out", "file")
-    assert wrong.returncode == 1 and "file/results.csv: cannot be written" in wrong.stderr
+    assert wrong.returncode == 2 and "--out: found file, which is a file, expected a folder" in wrong.stderr
 
 
 def test_the_page_needs_no_torch(tmp_path: Path) -> None:
@@ -271,3 +274,50 @@ def test_runs_of_two_commits_are_warned_of_before_they_are_done(tmp_path: Path) 
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"before": [facts | {"versions": facts["versions"] | {"commit": "fedcba"}}]}))
     assert "trained and scored by several commits: 0123456789ab, fedcba" in page_of(plan).text
+
+
+def test_values_of_configs_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"n_dis": ["1", "2", "3"]}, 1)
+    value = json.loads((plan.folder / "sweep.json").read_text())
+    for number, trial in enumerate(value["trials"]):
+        trial["config"] |= [{"n_dis": 1}, {"n_dis": 2, "odd": [1, 0.0]}, {"n_dis": 3, "odd": {}}][number]
+    (plan.folder / "sweep.json").write_text(json.dumps(value))
+    text = page_of(load_trials(plan.folder)).text
+    assert "n_dis: 1" in text and "n_dis: 2" in text and "odd: 1,0.0" in text and "odd: {}" in text
+
+
+def test_reports_of_what_is_not_there_overwrite_nothing(gantool: Gantool, tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 1)
+    assert gantool("report", plan.folder).returncode == 0
+    before = (plan.folder / "results.csv").read_text()
+    shutil.rmtree(tmp_path / "runs")
+    refused = gantool("report", plan.folder)
+    assert refused.returncode == 2 and "none of the 4 runs is there" in refused.stderr
+    assert (plan.folder / "results.csv").read_text() == before
+
+
+def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"a": [str(number) for number in range(6)]}, 1)
+    paths = [trial.run.path for trial in plan.trials]
+
+    def change(path: Path, **values: object) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    change(paths[0] / "result.json", scores=[1, None, {"values": {"fid": 10**400, "is": 1e300}}])
+    change(paths[1] / "result.json", scores=[{"values": {"fid": 3.0}, "warnings": 3, "protocol": {"a": [1]}}])
+    (paths[2] / "journal.jsonl").write_text('{"step": 1' + "0" * 400 + ', "loss_d": 1' + "0" * 400 + "}")
+    (paths[3] / "samples/step-\u00b25.png").write_bytes(b"")
+    (paths[4] / "run.json").write_text("[" * 100_000)
+    text = page_of(load_trials(plan.folder)).text
+    assert "6 runs:" in text.replace(" :", ":") and "38.00" not in text and "40.00" not in text
+    assert all(f"{fid} (1)" in text for fid in ("34.00", "31.25", "40.25"))  # of the others
+
+
+def test_an_axis_of_any_name_keeps_its_labels_in_all_files() -> None:
+    rows = [Row({"fid": "p", "protocol": "m"}, 0, "r", "done", 1, {"fid": 3.5}, protocol="x")]
+    assert flat(rows)[0] == {"axis_fid": "p", "axis_protocol": "m", "seed": 0, "run": "r", "state": "done", "step": 1,
+                             "fid": 3.5, "data": "", "protocol": rows[0].protocol_digest}  # fmt: skip
+    plan = SweepPlan("s", Path("s"), (), Report("fid"))
+    assert "axis fid & axis protocol & fid" in sweep_latex(plan, rows)
+    for label in ("[3pt]", "*"):
+        assert f"{{}}{label} & " in sweep_latex(plan, [Row({"a": label}, 0, "r", "done", 1, {"fid": 1.0})])

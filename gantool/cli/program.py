@@ -153,7 +153,7 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         return EXIT_INTERRUPTED
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
-            complain("interrupted", f"stopped by {stop or 'SIGINT'}", "run the same command again to go on")
+            complain("interrupted", f"stopped by {str(stop) or 'SIGINT'}", "run the same command again to go on")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `gantool status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -162,6 +162,10 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         _show_traceback()
         name = (error.name or "").partition(".")[0]
         complain("error", f"the Python package {name} is not installed here", f"pip install {name}, or use the image")
+        return EXIT_FAILED
+    except PermissionError as error:
+        _show_traceback()
+        complain("error", f"{error.filename}: you may not read or write this", "ask its owner, or name another folder")
         return EXIT_FAILED
     except Exception as error:
         _show_traceback()

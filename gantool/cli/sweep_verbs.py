@@ -85,8 +85,8 @@ def sweep(
         )
         if outcome.exit_code == EXIT_INTERRUPTED:
             progress.say("some runs go on elsewhere: run the same command again when they are done")
-    _write_page(plan, outcome.rows)
     _print_results(plan, outcome.rows, form)
+    _write_page(plan, outcome.rows)
     return outcome.exit_code
 
 
@@ -133,8 +133,8 @@ def _submit(
     if done.num_runs or set(counts) & {"running", "queued", "held", "requeued"}:
         return None
     rows, _ = verb.gather(plan)
-    _write_page(plan, rows)
     _print_results(plan, rows, form)
+    _write_page(plan, rows)
     return EXIT_FAILED if {"failed", "diverged"} & set(counts) else None
 
 
@@ -217,7 +217,10 @@ def _show_grids(states: list[TrialStatus]) -> None:
     grids = newest_grids(states)
     for path in grids:
         print(f"\n{path}")
-        show_picture(path.read_bytes())
+        try:
+            show_picture(path.read_bytes())
+        except OSError:  # half written, or gone by now
+            complain("warning", f"{path}: cannot be shown", "try again")
     if not grids:
         hint = "the first is drawn when training starts, the others at runtime.sample_every; a done run: status RUN"
         complain("warning", "no run that goes on has a sample grid", hint)
@@ -274,22 +277,36 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files; default: the one folder that is given.")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of one hour of a device, to show what runs cost.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help="Of one hour of a device, to show what runs cost.")
+    ] = None,
     form: Annotated[str, format_option(*_FORMATS)] = "table",
 ) -> int | None:
     """Show what there is, also while a sweep goes on: write report.html (one file, for a browser), results.csv, .jsonl,
     .md and .tex, and print the table."""
     from gantool import sweep as verb
     from gantool.manifest import load_trials
+    from gantool.result_tables import write_results
+    from gantool.results import collect
 
     choose("--format", form, _FORMATS)
     plans = [verb.told_apart(load_trials(folder)) for folder in folders]
     if len(plans) > 1 and out is None:
         raise UsageError("several folders are reported in a folder of their own", "add --out FOLDER")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out: found {out}, which is a file, expected a folder", "give another name")
     plan = plans[0] if len(plans) == 1 else verb.merged(plans)
-    rows, _ = verb.gather(replace(plan, folder=out or plan.folder))
-    _write_page(replace(plan, folder=out or plan.folder), rows, price)
+    if not any(trial.run.path.exists() for trial in plan.trials):
+        text = f"none of the {len(plan.trials)} runs is there (the first: {plan.trials[0].run.path})"
+        raise UsageError(f"{plan.folder}: {text}", "start the sweep; or bring the runs to where they were")
+    plan = replace(plan, folder=out or plan.folder)
+    rows = collect(plan.trials)
     _print_results(plan, rows, form)
+    try:
+        write_results(plan, rows)
+        _write_page(plan, rows, price)
+    except GantoolError as error:
+        raise GantoolError(error.message, f"{error.hint}; or choose another folder: --out FOLDER") from error
     return None
 
 

@@ -22,6 +22,20 @@ def _check_extractor(value: Any) -> Any:
     return value
 
 
+VALUES: dict[str, tuple[str, ...]] = {
+    "fid": ("fid",),
+    "is": ("is",),
+    "kid": ("kid", "kid_full"),
+    "sfid": ("sfid",),
+    "precision_recall": ("recall", "precision"),
+    "density_coverage": ("coverage", "density"),
+    "overfit": ("fid_to_test", "fid_to_train", "authpct"),
+    "classification": ("cas", "accuracy_classifier"),
+}
+"""The values of each metric that can be ranked, first the one that counts."""
+HIGHER_IS_BETTER = ("is", "recall", "precision", "coverage", "density", "authpct", "cas", "accuracy_classifier")
+
+
 class EvalConfig(Model):
     """The scores of a run."""
 

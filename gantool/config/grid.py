@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gantool.config.document import Document, parse_assignment, read_document
+from gantool.config.evaluation import HIGHER_IS_BETTER, VALUES
 from gantool.config.loader import (
     UNKNOWN_KEY,
     missing_file,
@@ -326,11 +327,10 @@ def _report(report: ReportConfig, points: tuple[Point, ...], source: Document) -
     for axis, label in dict.fromkeys(pair for point in points for pair in point.labels.items()):
         choices.setdefault(axis, []).append(label)
     problems = unknown_labels(report.against, choices, source, ("report", "against"))
-    if report.metric is not None and report.metric not in metrics:
+    values = [value for metric in metrics for value in VALUES[metric]]
+    if report.metric is not None and report.metric not in (*metrics, *values):
         text = f"no run of the sweep computes '{report.metric}'"
-        hint = (
-            f"computed: {', '.join(metrics)}" if metrics else "add for example eval: {metrics: [fid, is]} to the base"
-        )
+        hint = f"computed: {', '.join(values)}" if metrics else "add for example eval: {metrics: [fid, is]} to the base"
         problems.append((source.locate(("report", "metric")), "report.metric", text, hint))
     against = {key: label_of(value) for key, value in report.against.items()}
     if not problems and not any(fits(point.labels, against) for point in points):
@@ -339,4 +339,5 @@ def _report(report: ReportConfig, points: tuple[Point, ...], source: Document) -
     if problems:
         raise ConfigError(problems)
     metric = report.metric or (metrics[0] if metrics else None)
-    return Report(metric, report.best or ("max" if metric == "is" else "min"), against)
+    value = VALUES[metric][0] if metric in VALUES else metric
+    return Report(value, report.best or ("max" if value in HIGHER_IS_BETTER else "min"), against)

@@ -106,9 +106,9 @@ class ReportConfig(Model):
     """What the table of a sweep looks at."""
 
     metric: str | None = None
-    """The score that sorts the table and picks the best row; null: the first of the runs' `eval.metrics`."""
+    """The score that sorts the table and picks the best row (fid, precision, ..); null: the first of `eval.metrics`."""
     best: Literal["min", "max"] | None = None
-    """Which end of the metric is the better one; null: max for is, else min."""
+    """Which end of the metric is the better one; null: that which is known to be."""
     against: dict[str, Any] = Field(default_factory=dict)
     """Labels of the baseline, not necessarily of all axes; each row is compared with its baseline, seed by seed."""
 

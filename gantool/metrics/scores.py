@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from gantool import files
+from gantool.config.evaluation import HIGHER_IS_BETTER, VALUES
 from gantool.config.schema import digest_of
 
 BEST = {  # metric: its value that counts, and whether less of it (1) or more (-1) is better
@@ -27,16 +28,13 @@ BEST = {  # metric: its value that counts, and whether less of it (1) or more (-
 }
 
 
-_HIGHER = ("is", "precision", "recall", "density", "coverage", "authpct", "cas", "accuracy_classifier")
-_LOWER = ("fid", "fid_debiased", "sfid", "kid", "kid_full", "fid_to_train", "fid_to_test")
-
-
 def direction(value: str) -> int:
     """Whether more (1) or less (-1) of a value is better, or neither (0), as of the discriminator's accuracies.
 
     More authpct is better in that copies are fewer; noise has the most.
     """
-    return 1 if value in _HIGHER else -1 if value in _LOWER else 0
+    ranked = value == "fid_debiased" or any(value in values for values in VALUES.values())
+    return 1 if value in HIGHER_IS_BETTER else -1 if ranked else 0
 
 
 class Score(BaseModel):

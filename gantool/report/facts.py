@@ -36,29 +36,29 @@ class RunFacts:
     trial: Trial
     rows: tuple[Row, ...]
     """Its scores, or one row without."""
-    status: dict[str, Any]
+    status: dict[str, Any] = field(default_factory=dict)
     """Its last words: step, total, message."""
-    config: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
     """Its whole config, with dotted keys."""
-    curve: Curve
-    images_per_second: float | None
-    train_hours: float | None
+    curve: Curve = field(default_factory=Curve)
+    images_per_second: float | None = None
+    train_hours: float | None = None
     """Hours of training times processes; without the steps that were done twice."""
-    score_hours: float
+    score_hours: float = 0.0
     """Hours of scoring times processes."""
-    num_starts: int
-    device: str
-    identity: dict[str, str]
+    num_starts: int = 0
+    device: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
     """Versions, commit, image, data digest: what a second person needs to have the same."""
-    series: dict[str, dict[str, list[tuple[int, float]]]]
+    series: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
     """Protocol digest -> metric -> (step, value) of all scored snapshots."""
-    titles: dict[str, str]
+    titles: dict[str, str] = field(default_factory=dict)
     """Protocol digest -> the data of its reference."""
-    per_class: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     """Class -> metric -> value, of the final score."""
-    grids: dict[int, Path]
+    grids: dict[int, Path] = field(default_factory=dict)
     """Sample grids by step."""
-    nearest: Path | None
+    nearest: Path | None = None
     """The picture of nearest neighbours of the last score that has one."""
 
     @property
@@ -204,7 +204,7 @@ def _classes(value: Any) -> dict[str, dict[str, float]]:
 
 
 def _grids(folder: Path) -> dict[int, Path]:
-    return {int(path.stem[5:]): path for path in sorted(folder.glob("step-*.png")) if path.stem[5:].isdigit()}
+    return {int(path.stem[5:]): path for path in sorted(folder.glob("step-*.png")) if path.stem[5:].isdecimal()}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

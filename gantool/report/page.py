@@ -17,7 +17,7 @@ from markupsafe import Markup
 import gantool
 from gantool import files
 from gantool.config.document import dump_yaml
-from gantool.config.grid import Labels, Report
+from gantool.config.grid import Labels, Report, label_of
 from gantool.manifest import SweepPlan
 from gantool.metrics.scores import direction
 from gantool.progress import Progress, counted
@@ -26,7 +26,7 @@ from gantool.report.effects import Axes, Cell, interactions, main_effects
 from gantool.report.facts import RunFacts, read_run
 from gantool.report.pictures import Thumbnail, thumbnail
 from gantool.result_tables import difference_text, number_text, protocol_text, shown_metrics, spread_text
-from gantool.results import SPREADS, Group, Row, Spread, grouped, origins
+from gantool.results import NOT_WHAT_THEY_SHOULD_BE, SPREADS, Group, Row, Spread, grouped, origins
 
 MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
 _FRAMES = 8  # grids of one variant, from its first to its last
@@ -167,14 +167,18 @@ def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list
         by_trial.setdefault((row.run, str(row.labels)), []).append(row)
     runs = []
     for number, trial in enumerate(plan.trials):
-        runs.append(read_run(trial, by_trial[str(trial.run.path), str(trial.labels)]))
+        own = by_trial[str(trial.run.path), str(trial.labels)]
+        try:
+            runs.append(read_run(trial, own))
+        except (*NOT_WHAT_THEY_SHOULD_BE, OSError):  # its row is there, which was read from other files
+            runs.append(RunFacts(trial, tuple(own)))
         progress.step("read", number + 1, len(plan.trials))
     return runs
 
 
 def _commands(plan: SweepPlan) -> list[str]:
     """The command of a sweep, as it is called from where its folder `sweeps` is; none for several sweeps."""
-    if plan.file is None or any("sweep" in trial.labels for trial in plan.trials):
+    if plan.file is None:
         return []
     file = os.path.relpath(plan.file, plan.folder.resolve().parent.parent)
     sets = [word for text in plan.assignments for word in ("--set", text)]
@@ -213,7 +217,7 @@ def _variants(groups: Sequence[Group], runs: Sequence[RunFacts]) -> tuple[dict[s
     for number, group in enumerate(groups):
         own = [run for run in runs if run.trial.labels == group.labels and _has(run, group)]
         config = own[0].config if own else {}
-        changes = {key: _value_text(config[key]) for key in keys if key not in common and key in config}
+        changes = {key: label_of(config[key]) for key in keys if key not in common and key in config}
         name = _name(group.labels) + (f", protocol {group.protocol_digest}" if group.mixed else "")
         variants.append(Variant(number, name, group, own, changes, []))
     return common, variants
@@ -223,14 +227,6 @@ def _has(run: RunFacts, group: Group) -> bool:
     """Whether a run is one of the group's: scored by its protocol; without a score, where it counts as missing."""
     scored = [row.protocol_digest for row in run.rows if row.values]
     return group.protocol_digest in scored if scored else group.num_missing > 0
-
-
-def _value_text(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else (", ".join(map(str, value)))
-    )
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
