@@ -16,16 +16,9 @@ from gantool import files
 from gantool.config.evaluation import HIGHER_IS_BETTER, VALUES
 from gantool.config.schema import digest_of
 
-BEST = {  # metric: its value that counts, and whether less of it (1) or more (-1) is better
-    "fid": ("fid", 1),
-    "kid": ("kid", 1),
-    "sfid": ("sfid", 1),
-    "is": ("is", -1),
-    "precision_recall": ("recall", -1),
-    "density_coverage": ("coverage", -1),
-    "overfit": ("fid_to_test", 1),
-    "classification": ("cas", -1),
-}
+_ORDER = ("fid", "kid", "sfid", "is", "precision_recall", "density_coverage", "overfit", "classification")
+BEST = {metric: (VALUES[metric][0], -1 if VALUES[metric][0] in HIGHER_IS_BETTER else 1) for metric in _ORDER}
+"""Metric, those that decide before others first: its value that counts, and whether less (1) or more (-1) is better."""
 
 
 def direction(value: str) -> int:

@@ -109,24 +109,11 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
     figures, left_out = _figures(groups, variants, metrics, _axes(plan), progress)
     once = list({run.path.resolve(): run for run in runs}.values())  # sweeps may share runs
     states = [run.state for run in once]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gantool.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number_text, "spread": spread_text, "difference": difference_text}
-    environment.filters |= {"duration": _duration, "protocol": protocol_text}
-    source, _, _ = jinja2.PackageLoader("gantool.report", ".").get_source(environment, "page.css")
-    script, _, _ = jinja2.PackageLoader("gantool.report", ".").get_source(environment, "page.js")
-    return environment.get_template("page.html").render(
+    return _template().render(
         plan=plan,
         title=plan.name,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=gantool.__version__,
-        style=Markup(source),
-        script=Markup(script),
         num_runs=counted(len(once), "run"),
         states={state: states.count(state) for state in dict.fromkeys(states)},
         seeds=sorted({run.trial.seed for run in once}),
@@ -138,7 +125,6 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         notes=plan.notes,
         scored_in_training=any(run.series for run in runs),
         warnings=_warnings(rows),
-        origins=[line for line in origins(rows) if not line.startswith("warning: ")],
         metrics=metrics,
         directions=(directions := _directions(plan.report, metrics)),
         best=_best(groups, directions),
@@ -158,6 +144,19 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         changed_keys=list(dict.fromkeys(key for variant in variants for key in variant.changes)),
         headline=_headline(plan.report, groups),
     )
+
+
+def _template() -> jinja2.Template:
+    """page.html, with its style and script in it."""
+    loader = jinja2.PackageLoader("gantool.report", ".")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number_text, "spread": spread_text, "difference": difference_text}
+    environment.filters |= {"duration": _duration, "protocol": protocol_text}
+    for name, file in (("style", "page.css"), ("script", "page.js")):
+        environment.globals[name] = Markup(loader.get_source(environment, file)[0])
+    return environment.get_template("page.html")
 
 
 def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list[RunFacts]:
