@@ -99,7 +99,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """<folder>/step-<8 digits>.safetensors."""
+    """`<folder>/step-<8 digits>.safetensors`."""
     return folder / f"step-{step:08d}.safetensors"
 
 

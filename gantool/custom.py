@@ -19,7 +19,7 @@ _KEPT: dict[str, bytes] = {}
 
 
 def keep(config: RunConfig, folder: Path) -> None:
-    """Copy the files of `config`, if any, to `folder`/<digest>.py."""
+    """Copy the files of `config`, if any, to `<folder>/<digest>.py`."""
     for part in (config.generator, config.discriminator, config.loss):
         if isinstance(part, CustomFile) and not (folder / f"{part.digest}.py").exists():
             files.write_text(folder / f"{part.digest}.py", _source(part).decode())

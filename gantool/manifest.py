@@ -1,4 +1,4 @@
-"""sweeps/<name>/sweep.json: which runs a sweep has, so that status and results need neither the sweep file nor YAML.
+"""`sweeps/<name>/sweep.json`: which runs a sweep has, so that status and results need neither the sweep file nor YAML.
 
 Written before anything is started. Paths in it are relative to its own folder: it can be read from anywhere, and moved
 together with the runs. No torch.

@@ -31,10 +31,10 @@ class Silent:
     """Says nothing; for tests and for ranks other than 0."""
 
     def say(self, text: str) -> None:
-        pass
+        """Nothing."""
 
     def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
-        pass
+        """Nothing."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -56,10 +56,10 @@ def spread_text(spread: Spread | None, num_missing: int = 0) -> str:
     """`45.23 ± 1.20 (3)`; `45.23 ± 1.20 (2 of 3)` when one is missing; `-` for nothing at all."""
     if spread is None:
         return f"- (0 of {num_missing})" if num_missing else "-"
-    decimals = _decimals(spread.mean)
-    mean = f"{spread.mean:.{decimals}f}"
+    form = _form(spread.mean)
+    mean = f"{spread.mean:{form}}"
     count = f"{spread.n} of {spread.n + num_missing}" if num_missing else str(spread.n)
-    return f"{mean} ± {spread.sd:.{decimals}f} ({count})" if spread.sd is not None else f"{mean} ({count})"
+    return f"{mean} ± {spread.sd:{form}} ({count})" if spread.sd is not None else f"{mean} ({count})"
 
 
 def difference_text(difference: Spread | None) -> str:
@@ -67,18 +67,20 @@ def difference_text(difference: Spread | None) -> str:
     if difference is None:
         return "-"
     interval = difference.interval
-    decimals = _decimals(max(map(abs, (difference.mean, *(interval or ())))))
-    between = f" [{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]" if interval else ""
-    return f"{difference.mean:+.{decimals}f}{between} ({difference.n})"
+    form = f"+{_form(max(map(abs, (difference.mean, *(interval or ())))))}"
+    between = f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else ""
+    return f"{difference.mean:{form}}{between} ({difference.n})"
 
 
 def number_text(value: float) -> str:
-    """Four digits: `45.23`, `0.001234`, `12345`."""
-    return f"{value:.{_decimals(value)}f}"
+    """Four digits: `45.23`, `0.001234`, `12345`, `3.000e+30`."""
+    return f"{value:{_form(value)}}"
 
 
-def _decimals(value: float) -> int:
-    return min(8, max(0, 3 - math.floor(math.log10(abs(value))))) if value else 2
+def _form(value: float) -> str:
+    if abs(value) >= 1e8:
+        return ".3e"
+    return f".{min(8, max(0, 3 - math.floor(math.log10(abs(value))))) if value else 2}f"
 
 
 def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -118,7 +120,7 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def to_latex(rows: Sequence[dict[str, Any]]) -> str:
-    """Mappings as a LaTeX tabular with booktabs rules, texts with a `*` at their end in bold; protocols and warnings
+    """Mappings as a LaTeX tabular with booktabs rules, numbers with a `*` at their end in bold; protocols and warnings
     become comments below it."""
     apart = ("protocol", "warnings")
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in apart]
@@ -141,8 +143,9 @@ def _latex_cell(value: Any) -> str:
     if value in (None, "-"):
         return "--"
     text = number_text(value) if isinstance(value, float) else str(value)
-    escaped = re.sub(r"(?<![\w.-])-(?=\d)", "$-$", _latex(text.removesuffix(" *")))
-    return f"\\textbf{{{escaped}}}" if text.endswith(" *") else escaped
+    best = re.search(r"\d\) \*$", text) is not None  # a count, as `spread_text` ends; no label
+    escaped = re.sub(r"(?<![\w.-])-(?=\d)", "$-$", _latex(text.removesuffix(" *") if best else text))
+    return f"\\textbf{{{escaped}}}" if best else escaped
 
 
 def _latex(text: str) -> str:
@@ -219,7 +222,11 @@ def protocol_text(protocol: Any) -> str:
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows] if headers else []
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def sweep_latex(plan: SweepPlan, rows: Sequence[Row]) -> str:

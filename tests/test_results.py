@@ -158,6 +158,8 @@ def test_numbers_have_four_digits() -> None:
     assert spread_text(Spread(45.234, 1.2, 3)) == "45.23 ± 1.20 (3)"
     assert difference_text(Spread(1.5, None, 1)) == "+1.500 (1)" and difference_text(None) == "-"
     assert spread_text(None) == "-"
+    assert number_text(3.0214e30) == "3.021e+30" and spread_text(Spread(3e30, 1e29, 2)) == "3.000e+30 ± 1.000e+29 (2)"
+    assert difference_text(Spread(-3e30, None, 1)) == "-3.000e+30 (1)"
 
 
 def test_csv_and_markdown_read_back() -> None:
@@ -167,6 +169,7 @@ def test_csv_and_markdown_read_back() -> None:
     assert (second["augment"], second["fid"], second["protocol"]) == ('ba|"sic,', "", "")
     lines = to_markdown(flat(rows)).splitlines()
     assert len(lines) == 4 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert len(to_markdown(flat([row("two\nlines", 0, 50.25)])).splitlines()) == 3
     labels = flat([Row({"seed": "x", "fid_of": "y"}, 3, "r", "done")])[0]
     assert (labels["axis_seed"], labels["seed"]) == ("x", 3)  # an axis of that name hides nothing
 
@@ -249,8 +252,8 @@ def test_collect_takes_scores_of_finished_runs_only(tmp_path: Path) -> None:
 
 
 def test_the_latex_table_is_the_table_with_the_best_in_bold_and_its_notes_as_comments() -> None:
-    rows = [row("50%_a & b", s, 50.0 + s) for s in range(2)] + [row("basic", s, 40.0 + s) for s in range(2)]
-    report = Report("fid", "min", {"augment": "50%_a & b"})
+    rows = [row("50%_a & b *", s, 50.0 + s) for s in range(2)] + [row("basic", s, 40.0 + s) for s in range(2)]
+    report = Report("fid", "min", {"augment": "50%_a & b *"})
     text = sweep_latex(plan_of(rows, report), rows)
     table_lines = [line for line in text.splitlines() if not line.startswith("%")]
     assert table_lines == [
@@ -259,7 +262,7 @@ def test_the_latex_table_is_the_table_with_the_best_in_bold_and_its_notes_as_com
         "augment & fid & is & difference \\\\",
         "\\midrule",
         "basic & \\textbf{40.50 $\\pm$ 0.71 (2)} & 4.050 $\\pm$ 0.071 (2) & $-$10.00 [$-$10.00, $-$10.00] (2) \\\\",
-        "50\\%\\_a \\& b & 50.50 $\\pm$ 0.71 (2) & 5.050 $\\pm$ 0.071 (2) & -- \\\\",
+        "50\\%\\_a \\& b * & 50.50 $\\pm$ 0.71 (2) & 5.050 $\\pm$ 0.071 (2) & -- \\\\",
         "\\bottomrule",
         "\\end{tabular}",
     ]

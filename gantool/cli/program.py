@@ -184,6 +184,7 @@ def _show_traceback() -> None:
 
 
 def complain(kind: str, message: str, hint: str | None) -> None:
+    """Print an `error` or a `warning` with its hint to stderr; no warnings with `--quiet`."""
     if kind == "warning" and options["quiet"]:
         return
     from rich.console import Console
@@ -197,12 +198,14 @@ def complain(kind: str, message: str, hint: str | None) -> None:
 
 
 def terminal_progress() -> TerminalProgress:
+    """Where a verb tells how far it is."""
     from gantool.terminal import TerminalProgress
 
     return TerminalProgress(quiet=options["quiet"])
 
 
 def warn_of_loss(progress: TerminalProgress, *paths: Path) -> None:
+    """Say which of the paths a verb writes to vanish with the container."""
     for text in filter(None, dict.fromkeys(map(container.loss, paths))):
         progress.say(f"warning: {text}")
 
@@ -218,11 +221,13 @@ def find_device(wanted: str, progress: TerminalProgress) -> torch.device:
 
 
 def check_device(device: str | None) -> None:
+    """UsageError where `--device` names none that there is."""
     if device is not None:
         choose("--device", device, _DEVICES)
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value`; UsageError when it is none of the choices."""
     if value not in choices:
         raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}")
     return value

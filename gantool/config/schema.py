@@ -59,6 +59,8 @@ KNOWN_DATASETS = {
 
 
 class DataConfig(Model):
+    """Which images are learned from, and how they are brought to one size."""
+
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "shapes"
     """A known dataset (shapes, mnist, fashion_mnist, kmnist, emnist, cifar10, cifar100, celeba) or your own name for a
     collection of images."""
@@ -74,6 +76,7 @@ class DataConfig(Model):
 
     @property
     def known(self) -> KnownDataset | None:
+        """What is published about the dataset; None for images of your own."""
         return KNOWN_DATASETS.get(self.name)
 
     @property
@@ -197,7 +200,7 @@ class RunConfig(Model):
 
     @property
     def run_id(self) -> str:
-        """Name of the run directory: <name>-<fingerprint>-s<seed>."""
+        """Name of the run directory: `<name>-<fingerprint>-s<seed>`."""
         return f"{self.name}-{self.fingerprint}-s{self.seed}"
 
 

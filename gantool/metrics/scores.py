@@ -85,7 +85,7 @@ class Score(BaseModel):
 
 
 def write_score(folder: Path, score: Score) -> Path:
-    """Write `folder`/scores/<step>-<extractor>-<digest>.json, atomically; the same evaluation has the same name."""
+    """Write `<folder>/scores/<step>-<extractor>-<digest>.json`, atomically; the same evaluation has the same name."""
     identity = [score.snapshot_digest, score.protocol, score.seed]
     name = f"{score.step or 0:08d}-{score.extractor.replace(':', '-')}-{digest_of(identity)[:8]}.json"
     path = folder / "scores" / name

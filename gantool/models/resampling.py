@@ -1,10 +1,10 @@
 """A convolution beside a change of size, as one strided convolution with a 4x4 kernel: the same sums with 4/9 of the
 multiplications, forward and backward, and without the feature map at the large size.
 
-Repeating pixels and then convolving with w is a transposed convolution with w (*) [1, 1]^T [1, 1]; convolving with w
-and then averaging 2x2 pixels is a convolution with w (*) [1, 1]^T [1, 1] / 4. The kernel is computed from the weight in
-each pass, so parameters, gradients of any order, spectral norms and files are those of the plain form, and numbers
-agree up to rounding.
+Repeating pixels and then convolving with w is a transposed convolution with w convolved with a box of 2x2 ones;
+convolving with w and then averaging 2x2 pixels is a convolution with the same kernel, divided by 4. The kernel is
+computed from the weight in each pass, so parameters, gradients of any order, spectral norms and files are those of the
+plain form, and numbers agree up to rounding.
 """
 
 from __future__ import annotations
