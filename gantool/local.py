@@ -7,6 +7,7 @@ only through the sweep, and it goes on when the sweep is killed: the next sweep 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ from pathlib import Path
 from gantool.errors import EXIT_INTERRUPTED, GantoolError
 from gantool.interrupts import TIME_LIMIT, deadline
 from gantool.manifest import Trial
-from gantool.runs import RunDirectory, State
+from gantool.runs import SHARED_BY, RunDirectory, State
 
 OUTPUT_FILE = "output.txt"
 _POLL_SECONDS = 0.05
@@ -54,6 +55,11 @@ class Slots:
     def gpu(self, slot: int) -> str | None:
         """The GPU of a slot; several slots share one when there are more of them than GPUs."""
         return self.gpus[slot % len(self.gpus)] if self.gpus else None
+
+    @property
+    def shared_by(self) -> int:
+        """How many trials share a GPU, or the machine where there is none."""
+        return math.ceil(self.count / max(1, len(self.gpus)))
 
 
 def choose_slots(trials: Sequence[Trial], wanted: int | None) -> Slots:
@@ -88,7 +94,7 @@ class _Child:
         self.started, self.time = time.monotonic(), time.time()
         self.told = False  # whether it was asked to stop
         line = [*command, str(trial.run.path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(slots.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(slots.threads), SHARED_BY: str(slots.shared_by)}
         gpu = slots.gpu(slot)
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -237,13 +243,15 @@ class LocalRunner:
         return self._num_stalled[path] < 2
 
     def _seconds_left(self) -> float | None:
-        """From the shares of trials gone through so far; None before the first one in a hundred of a trial."""
+        """From the shares of trials gone through so far; None before a tenth of a trial, or in a long one a hundredth:
+        starting takes a while, which is not yet training."""
         shares = {child.trial.run.path: _share(child.trial) for child in self._running}
         shares |= {outcome.trial.run.path: 1.0 for outcome in self.outcomes}
         gone = sum(share - self._first_share.get(path, share) for path, share in shares.items())
         left = sum(1 - share for share in shares.values())
         left += sum(1 - self._first_share.get(trial.run.path, 0.0) for trial in self._waiting)
-        return (time.monotonic() - self._began) * left / gone if gone > 0.01 else None
+        seconds = time.monotonic() - self._began
+        return seconds * left / gone if gone > (0.1 if seconds < 60 else 0.01) else None
 
 
 @contextlib.contextmanager

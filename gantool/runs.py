@@ -5,7 +5,8 @@ status.json                what the run is doing, replaced as it goes
 journal.jsonl  log.txt     numbers by step; words
 checkpoints/ snapshots/ samples/ curves.png scores/
 stopped  cancelled         marks: left early (why) and wants to go on; must not go on
-starts.jsonl job.json      each start: job, host, step; the submission to Slurm that the run is part of
+starts.jsonl job.json      each start: job, host, step, how many runs share the device; the submission to Slurm that
+                           the run is part of
 result.json                the run is done
 lock                       held (flock) by the process that trains
 """
@@ -35,6 +36,8 @@ State = Literal[
     "queued", "held", "requeued",
 ]  # fmt: skip
 """The last three are known to a cluster only: see `submissions`."""
+SHARED_BY = "GANTOOL_SHARED_BY"
+"""The variable that tells a run how many runs share its device."""
 _MAX_STARTS = 3  # of one job at the same step
 
 
@@ -144,7 +147,8 @@ class RunDirectory:
         starts, job = Journal(self.path / "starts.jsonl"), job_id()
         before = starts.rows()[-_MAX_STARTS + 1 :] if job else []
         facts = {"step": step, "job": job, "host": socket.gethostname(), "time": round(time.time(), 3)}
-        starts.append(facts)
+        shared_by = os.environ.get(SHARED_BY, "")
+        starts.append(facts | ({"shared_by": int(shared_by)} if shared_by.isdigit() else {}))
         if sum(row.get("job") == job and row["step"] == step for row in before) == _MAX_STARTS - 1:
             text = f"{self.path}: stalled: job {job} started {_MAX_STARTS} times at step {step}"
             hint = "give it more time (slurm.time), or checkpoint more often (runtime.checkpoint_every)"

@@ -23,7 +23,6 @@ from gantool.results import Row, collect, scores_of
 from gantool.runs import RunDirectory, State
 from gantool.submissions import Jobs
 
-TRAIN = (*program(), "train")
 _TO_START: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
 _ALIVE: frozenset[State] = frozenset({"running", "queued", "held", "requeued"})
@@ -104,7 +103,7 @@ def run(
     *,
     slots: int | None = None,
     retry_failed: bool = False,
-    command: Sequence[str] = TRAIN,
+    command: Sequence[str] = (*program(), "train"),
 ) -> SweepOutcome:
     """Start what is missing on this machine, wait for it, write the results to the sweep's folder.
 

@@ -155,6 +155,7 @@ task() {
   run=${runs[0]}
   if [ -n "$packed" ]; then
     run=${runs[$rank]}
+    export GANTOOL_SHARED_BY=${#runs[@]}
   elif [ "$SLURM_NTASKS" -gt 1 ]; then
     export RANK=$rank WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
     [ "$rank" = 0 ] || output=output-rank$rank.txt

@@ -95,6 +95,9 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     train, score = (9 * 80 + 2 * 40) * 2, 11 * 3 * 30 * 2
     assert f"{train / 60:.1f} min" in page.text and f"{score / 60:.1f} min" in page.text
     assert f" {round((train + score) / 3600 * 2, 2)} " in page.text  # at 2 for each hour
+    for trial in plan.trials:  # as if four runs had shared each device
+        (trial.run.path / "starts.jsonl").write_text('{"step": 0}\n{"step": 40, "shared_by": 4}\n')
+    assert f" {round((train + score) / 4 / 3600 * 2, 2)} " in page_of(load_trials(plan.folder), price=2.0).text
 
 
 def test_nothing_on_the_page_comes_from_elsewhere_and_all_elements_are_whole(tmp_path: Path) -> None:

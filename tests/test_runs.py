@@ -138,5 +138,9 @@ def test_a_job_that_starts_three_times_at_one_step_is_stalled(
     run.note_start(20)
     rows = Journal(run.path / "starts.jsonl").rows()
     assert [row["job"] for row in rows] == [""] * 4 + ["57_3"] * 7 + ["90_3"]
+    assert not any("shared_by" in row for row in rows)
+    monkeypatch.setenv("GANTOOL_SHARED_BY", "3")
+    run.note_start(40)
+    assert Journal(run.path / "starts.jsonl").rows()[-1]["shared_by"] == 3
     run.write_status("running", 20, 100)
     assert run.status()["job"] == "90_3"

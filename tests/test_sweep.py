@@ -74,7 +74,8 @@ try:
         run.unmark("stopped")
         run.write_status("running", step, total, 100.0)
         log("begin")
-        print(f"threads {os.environ['OMP_NUM_THREADS']} gpu {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+        print(f"threads {os.environ['OMP_NUM_THREADS']} gpu {os.environ.get('CUDA_VISIBLE_DEVICES')}", end=" ")
+        print(f"shared by {os.environ['GANTOOL_SHARED_BY']}")
         while step < total:
             if rule.get("fail_at") == step and not Path("mended").exists():
                 print("Traceback of a kind\\nRuntimeError: wrong shape", flush=True)
@@ -459,7 +460,9 @@ def test_each_slot_has_its_threads_and_gpu(place: Place, monkeypatch: pytest.Mon
     outcome = place.sweep()
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     said = {local.last_output(o.trial.run)[-1] for o in outcome.outcomes}
-    assert said == {f"threads {threads} gpu 4", f"threads {threads} gpu GPU-abc"}
+    assert said == {f"threads {threads} gpu {gpu} shared by 1" for gpu in ("4", "GPU-abc")}
+    shared = [local.Slots(*slots, threads=1).shared_by for slots in ((3, ("0",)), (3, ("0", "1")), (2, ()))]
+    assert shared == [3, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False}
+options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False, "verbose": False}
 
 Assignments = Annotated[
     list[str] | None,
@@ -100,7 +100,7 @@ def _common(
     ] = False,
 ) -> None:
     options["debug"] |= debug
-    options["quiet"] = quiet
+    options["quiet"], options["verbose"] = quiet, verbose
     if verbose and quiet:
         complain("error", "--quiet and --verbose were given together", "leave one of them out")
         raise typer.Exit(EXIT_USAGE)

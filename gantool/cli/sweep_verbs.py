@@ -56,6 +56,7 @@ def sweep(
     from gantool import cluster
     from gantool import sweep as verb
     from gantool.data.pack import ensure_packed
+    from gantool.launch import program
     from gantool.status import plan_states
 
     choose("--format", form, _FORMATS)
@@ -77,7 +78,9 @@ def sweep(
             ensure_packed(data, Path(folder), progress)
         if any(item.eval for item in missing):
             _prepare_scores(config, assignments or [])
-        outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed)
+        words = ["--verbose"] if options["verbose"] else []  # for the output.txt of each run
+        command = [*program(), *words, "train"]
+        outcome = verb.run(plan, progress, slots=slots, retry_failed=retry_failed, command=command)
         for path in outcome.files:
             progress.say(f"written: {path}")
         progress.say(
@@ -144,8 +147,8 @@ def _prepare_scores(path: Path, assignments: list[str]) -> None:
     from gantool.launch import program
 
     words = [word for assignment in assignments for word in ("--set", assignment)]
-    quiet = ["--quiet"] if options["quiet"] else []
-    command = [*program(), *quiet, "prepare", str(path), *words]
+    told = [f"--{name}" for name in ("quiet", "verbose") if options[name]]
+    command = [*program(), *told, "prepare", str(path), *words]
     code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
     if code in (EXIT_INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt

@@ -80,6 +80,8 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
     result = _mapping(files.read_json(path / "result.json"))
     journal, stride = _journal(path / "journal.jsonl")
     ranks = _number(facts.get("num_ranks")) or 1
+    starts, _ = _journal(path / "starts.jsonl")
+    share = 1 / max(1, _number(starts[-1].get("shared_by")) or 1) if starts else 1  # of a device
     seconds = _number(result.get("seconds")) or stride * sum(_number(row.get("seconds")) or 0 for row in journal)
     rates = sorted(rate for row in journal if (rate := _number(row.get("images_per_second"))))
     scores = list(_scores(path))
@@ -92,9 +94,9 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         config=config,
         curve=_curve(journal),
         images_per_second=rates[len(rates) // 2] if rates else None,
-        train_hours=seconds * ranks / 3600 if journal else None,
-        score_hours=sum((_number(s.get("seconds")) or 0) * (_number(s.get("num_ranks")) or 1) for s in scores) / 3600,
-        num_starts=sum(1 for _ in _lines(path / "starts.jsonl")),
+        train_hours=seconds * ranks * share / 3600 if journal else None,
+        score_hours=share * sum(map(_rank_seconds, scores)) / 3600,
+        num_starts=len(starts),
         device=str(facts.get("device", "")),
         identity=_identity(facts),
         series=_series(scores),
@@ -138,6 +140,10 @@ def _journal(path: Path) -> tuple[list[dict[str, Any]], int]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows, stride
+
+
+def _rank_seconds(score: dict[str, Any]) -> float:
+    return (_number(score.get("seconds")) or 0) * (_number(score.get("num_ranks")) or 1)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
