@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import gantool
@@ -30,18 +29,18 @@ from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
 from gantool.interrupts import CANCELLED, Interrupts, describe
-from gantool.metrics.scores import best_score, fits, read_scores, words_of
+from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
 from gantool.runtime import Runtime
 from gantool.state import State
-from gantool.train_scores import Scorer, ScoresInTraining, track_score
+from gantool.tracking import start_trackers, track_grid, track_score
+from gantool.train_scores import Scorer, ScoresInTraining
 
 _log = logging.getLogger(__name__)
 
 _ASK_EVERY = 10
-_GRIDS = "samples"  # their name in trackers
 
 
 def train(
@@ -85,7 +84,7 @@ def train(
             last = find_snapshot(run.path)
             total = int(checkpoint.read_facts(last)["step"])
             if left == 1:  # new scores of a run that is trained
-                _start_trackers(run, config, runtime, progress, total + 1)
+                start_trackers(run, config, runtime, progress, total + 1)
             found: list[dict[str, Any] | None] = [None]
 
             def at_last() -> None:
@@ -115,28 +114,6 @@ def _finish(
         progress.say(f"the best of all scored snapshots is that of step {best.step}: {words_of(best.values)}")
     run.unmark("stopped")  # a signal may have come while it was scored before
     run.write_status("done", total, total)
-
-
-def _start_trackers(run: RunDirectory, config: RunConfig, runtime: Runtime, progress: Progress, step: int) -> None:
-    """Open the trackers on rank 0 for a run that goes on at `step`, and give them again from the run's files what they
-    lack: numbers up to that step, scores and grids before it (those of the step itself are made anew)."""
-    if not runtime.is_main:
-        return
-    trackers = runtime.trackers
-    lacking = trackers.start(run.path, config.model_dump(mode="json"), step, progress.say)
-    rows = {row["step"]: row for row in Journal(run.path / "journal.jsonl").rows()}
-    by_settings = [score for score in read_scores(run.path) if config.eval and fits(score, config.eval.identity())]
-    scores = {score.step: score.values for score in by_settings if score.step is not None and score.step < step}
-    files_of_grids = (run.path / config.runtime.samples_dir).glob("step-????????.png")
-    grids = {at: path for path in files_of_grids if (at := int(path.stem[5:])) < step}
-    for at in sorted(at for at in {*rows, *scores, *grids} if lacking <= at <= step):
-        if at in rows:
-            trackers.numbers({name: rows[at][name] for name in SCALARS if name in rows[at]}, at, again=True)
-        if at in scores:
-            track_score(runtime, scores[at], at, again=True)
-        if at in grids:
-            with contextlib.suppress(OSError):  # a damaged picture is no reason not to train
-                trackers.picture(_GRIDS, np.asarray(Image.open(grids[at]).convert("RGB")), at, again=True)
 
 
 @contextlib.contextmanager
@@ -206,7 +183,7 @@ class Trainer:
         """Resume, then alternate maintenance and the two players until the last step is done and saved."""
         self._resume()
         state, runtime = self.state, self.runtime
-        _start_trackers(self.run, self.config, runtime, self.progress, state.step)
+        start_trackers(self.run, self.config, runtime, self.progress, state.step)
         with self.interrupts.polled(), _cause_in_status(self.run, runtime, lambda: state.step, self.total):
             runtime.on_main(lambda: self.run.note_start(state.step))
             self.maintain()
@@ -304,7 +281,7 @@ class Trainer:
         picture = sample.make_grid(torch.cat([p.cpu() for p in parts]).numpy(), rows, columns)
         folder = self.run.folder(self.config.runtime.samples_dir)
         sample.save_grid(folder / f"step-{self.state.step:08d}.png", picture)
-        self.runtime.trackers.picture(_GRIDS, np.asarray(picture.convert("RGB")), self.state.step)
+        track_grid(self.runtime, picture, self.state.step)
         from gantool.report.curves import draw_curves
 
         draw_curves(self.journal.rows(), self.run.path / "curves.png", self.run.path.name)

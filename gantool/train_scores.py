@@ -15,6 +15,7 @@ from gantool.metrics.scores import BEST, kept_score, read_scores, words_of
 from gantool.progress import Progress
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime
+from gantool.tracking import track_score
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +96,6 @@ class ScoresInTraining:
         _log.info("step %d: scoring took %.1f s", step, self._last_seconds)
         self._seconds += self._last_seconds
         return self._last_seconds, outcome == 2
-
-
-def track_score(runtime: Runtime, values: Mapping[str, float], step: int, again: bool = False) -> None:
-    """Send the values of a score to the trackers."""
-    runtime.trackers.numbers({f"score/{name}": value for name, value in values.items()}, step, again)
 
 
 def _latest(step: int, values: Mapping[str, float]) -> Latest | None:

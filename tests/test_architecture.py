@@ -20,7 +20,7 @@ FLOORS = [
     | {"runtime", "precision", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
-    {"train", "train_scores", "evaluate", "bench", "doctor"},
+    {"train", "train_scores", "tracking", "evaluate", "bench", "doctor"},
     {"cli", "start", "scoring", "tables", "terminal", "pictures", "__main__"},
 ]
 WALLS = {

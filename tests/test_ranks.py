@@ -35,6 +35,21 @@ MLP = (
 CASES = [(NORM_FREE, 1e-5), (BATCH_NORM, 1e-4), (CONDITIONAL, 1e-5), (MLP, 1e-4)]
 
 
+def test_stdout_is_for_results_whatever_libraries_write_to_it(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
+    """Gloo in torch 2.10, and NCCL if asked, tell of their connections on file descriptor 1."""
+    lines = (
+        "import os",
+        "os.write(1, b'connected to 1 peer\\n')",
+        "def discriminator(real, fake): return (fake - real).mean()",
+    )
+    (tmp_path / "loss.py").write_text("\n".join([*lines, "def generator(real, fake): return -fake.mean()\n"]))
+    loss = f"loss={{kind: custom, file: {tmp_path / 'loss.py'}}}"
+    done = gantool("train", tiny, "--nproc", 2, "--set", "steps=2", "--set", loss)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.removesuffix("\n")).is_dir()
+    assert done.stderr.count("connected to 1 peer") >= 2
+
+
 @pytest.mark.parametrize(("options", "tolerance"), CASES, ids=["norm-free", "batch", "conditional", "mlp"])
 def test_two_ranks_equal_one(
     options: tuple[str, ...], tolerance: float, gantool: Gantool, tiny: Path, tmp_path: Path

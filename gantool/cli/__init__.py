@@ -6,6 +6,7 @@ going to run, so `--help`, `status`, `sweep --dry-run` and config errors answer 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -28,8 +29,18 @@ def main() -> None:
     if completion.answered_bash():
         return
     container.set_defaults()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _keep_stdout_for_results()
     if "GANTOOL_LAUNCHER" in os.environ:
         from gantool.launch import follow
 
         follow(int(os.environ["GANTOOL_LAUNCHER"]))
     app(prog_name="gantool")
+
+
+def _keep_stdout_for_results() -> None:
+    """Let `print` alone reach stdout: Gloo and NCCL write to the descriptor itself what they have connected."""
+    with contextlib.suppress(OSError, AttributeError):  # closed
+        results = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sys.stdout = open(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: PTH123, SIM115

@@ -51,6 +51,7 @@ def test_three_runs_share_one_gpu(desk: Desk) -> None:
     desk.wait("the end", desk.ended)
     desk.wait_for_states("done", "failed", "done")
     assert [output(run).count("# started") for run in runs] == [2, 1, 2]
+    assert [[start["shared_by"] for start in starts(run)] for run in runs] == [[3, 2], [3], [3, 2]]
     assert all("stopped by SIGUSR2" in output(run) for run in (runs[0], runs[2]))
     desk.assert_undisturbed(runs[0])
     text = (desk.folder / "sweeps/sweep/results.md").read_text()
