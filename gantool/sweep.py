@@ -144,18 +144,26 @@ def told_apart(plan: SweepPlan) -> SweepPlan:
 
 
 def merged(plans: Sequence[SweepPlan]) -> SweepPlan:
-    """Several sweeps as one, each under a label of its own, so that runs of different sweeps are never averaged."""
+    """Several sweeps as one, each under a label of its own, so that runs of different sweeps are never averaged. Run
+    directories that are given one by one have no label, or one in common: those of one config are its seeds."""
     axis = "in sweep" if any("sweep" in trial.labels for plan in plans for trial in plan.trials) else "sweep"
     plans = list({plan.folder.resolve(): plan for plan in plans}.values())
     names = [plan.name for plan in plans]
     trials, notes = [], []
     for plan in plans:
         name = plan.name if names.count(plan.name) == 1 else str(plan.folder)
-        trials += [replace(trial, labels={axis: name, **trial.labels}) for trial in plan.trials]
+        if _is_run(plan):
+            name = "runs"
+        label = {} if all(map(_is_run, plans)) else {axis: name}
+        trials += [replace(trial, labels={**label, **trial.labels}) for trial in plan.trials]
         if plan.report != plans[0].report:
             notes.append(f"{name}: its own settings of `report` do not count here, those of {names[0]} do")
     first = plans[0]
     return replace(first, name=", ".join(dict.fromkeys(names)), trials=tuple(trials), notes=tuple(notes), file=None)
+
+
+def _is_run(plan: SweepPlan) -> bool:
+    return [trial.run.path.resolve() for trial in plan.trials] == [plan.folder.resolve()]
 
 
 def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:

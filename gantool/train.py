@@ -33,7 +33,7 @@ from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
-from gantool.runtime import Runtime
+from gantool.runtime import Runtime, keep_freed_blocks, return_large_blocks
 from gantool.state import State
 from gantool.tracking import start_trackers, track_grid, track_score
 from gantool.train_scores import Scorer, ScoresInTraining
@@ -86,6 +86,8 @@ def train(
             if left == 1:  # new scores of a run that is trained
                 start_trackers(run, config, runtime, progress, total + 1)
             found: list[dict[str, Any] | None] = [None]
+
+            return_large_blocks()
 
             def at_last() -> None:
                 found[0] = score(last, lambda: bool(interrupts.pending())) if config.eval else None
@@ -162,6 +164,8 @@ class Trainer:
         }
         if config.eval and config.eval.every:
             self.every["score"] = self._steps(config.eval.every)
+        if runtime.device.type == "cpu":
+            keep_freed_blocks()
         self.state = State(config, runtime.device, self.num_classes)
         real = RealImages(
             images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,

@@ -98,3 +98,68 @@ def test_a_training_of_50_steps_gives_the_same_numbers(
         )
     for one, other in zip(rows, plain_rows, strict=True):
         assert one["loss_d"] == pytest.approx(other["loss_d"], rel=1e-3, abs=1e-4)
+
+
+STRIDED: list[tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = [
+    (resampling.halved, F.conv2d, 2),
+    (resampling.doubled, F.conv_transpose2d, 1),
+]
+IDS = ["halved", "doubled"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 7), (2, 5)])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("product", "library", "scale"), STRIDED, ids=IDS)
+def test_a_product_of_matrices_gives_the_values_and_gradients_of_both_orders(
+    product: Callable[..., Tensor],
+    library: Callable[..., Tensor],
+    scale: int,
+    with_bias: bool,
+    size: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resampling, "_pays_as_product", lambda *_: True)
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 5, scale * size[0], scale * size[1], dtype=torch.float64)
+    x = inputs.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn((6, 5, 4, 4) if scale == 2 else (5, 6, 4, 4), dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True) if with_bias else None
+    parameters = [weight, *([bias] if bias is not None else [])]
+    found = []
+    for out in (product(x, weight, bias), library(x, weight, bias, stride=2, padding=1)):
+        (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        found.append([out, slope, *torch.autograd.grad(slope.square().sum(), [x, *parameters])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("product", "library", "scale"), STRIDED, ids=IDS)
+def test_a_product_in_bfloat16_is_as_near_to_the_truth_as_the_librarys(
+    product: Callable[..., Tensor], library: Callable[..., Tensor], scale: int
+) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 128, 4 * scale, 4 * scale), torch.randn(128, 128, 4, 4) / 64
+    truth = library(x.double(), weight.double(), stride=2, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = product(x, weight, None), library(x, weight, stride=2, padding=1)
+    assert outs[0].dtype == outs[1].dtype == torch.bfloat16 and not torch.equal(*outs)
+    own, theirs = ((out - truth).square().mean().sqrt() for out in outs)
+    assert own < 1.5 * theirs
+
+
+@pytest.mark.parametrize(("product", "_", "scale"), STRIDED, ids=IDS)
+def test_the_product_is_for_many_channels_and_few_pixels(
+    product: Callable[..., Tensor], _: object, scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_product(channels: int, side: int) -> bool:
+        used = []
+        monkeypatch.setattr(resampling, "_cast", lambda x, original=resampling._cast: used.append(1) or original(x))
+        x, weight = torch.randn(2, channels, side * scale, side * scale), torch.randn(channels, channels, 4, 4)
+        product(x, weight, None)
+        return bool(used)
+
+    assert [is_product(*case) for case in ((256, 4), (256, 8), (64, 4))] == [True, False, False]
+    with rewritten(False):
+        assert not is_product(256, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [is_product(*case) for case in ((256, 8), (256, 16))] == [True, False]

@@ -28,7 +28,7 @@ from gantool.report.facts import read_run
 from gantool.report.page import MOST_SHOWN, _best, _directions, render
 from gantool.result_tables import flat, sweep_latex
 from gantool.results import Row, collect, grouped
-from gantool.sweep import merged
+from gantool.sweep import merged, told_apart
 
 AXES = {"augment": ["none", "basic"], "residual": ["no", "yes"]}
 ODD = ["<b onclick=\"alert(1)\">'x' & y</b>", "\U0001f600 {{ 7*7 }} </script>", "$\\alpha$ " + "long" * 50]
@@ -72,7 +72,8 @@ def page_of(plan: SweepPlan, price: float | None = None) -> Page:
     return Page(render(plan, collect(plan.trials), Silent(), price))
 
 
-def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
+def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # commands are those of the working directory
     plan = made_sweep(tmp_path, AXES, 3, states={1: "failed", 5: "stopped", 11: "planned"}, classes=["cat", "dog"])
     page = page_of(load_trials(plan.folder), price=2.0)
     for words in (
@@ -208,6 +209,11 @@ def test_several_sweeps_are_never_averaged_together(tmp_path: Path) -> None:
     both = merged(plans)
     assert [trial.labels["sweep"] for trial in both.trials] == ["p"] * 4 + ["q"] * 4
     assert merged([plans[0], plans[0]]).trials == merged([plans[0]]).trials
+    alone = [load_trials(trial.run.path) for trial in plans[0].trials]
+    assert [trial.labels for trial in merged([told_apart(plan) for plan in alone]).trials] == [
+        {"config": re.sub(r"-s\d+$", "", trial.run.path.name)} for trial in plans[0].trials
+    ]  # its seeds are averaged
+    assert {trial.labels["sweep"] for trial in merged([plans[1], *alone]).trials} == {plans[1].name, "runs"}
     named = [replace(plan, trials=tuple(replace(t, labels={"sweep": "z"}) for t in plan.trials)) for plan in plans]
     assert [trial.labels for trial in merged(named).trials][::4] == [{"in sweep": n, "sweep": "z"} for n in "pq"]
     shared = replace(plans[1], trials=(*plans[1].trials, replace(plans[0].trials[0], labels={"augment": "new"})))

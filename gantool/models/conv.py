@@ -25,7 +25,7 @@ from gantool.models.layers import (
     norm_layer,
     with_class,
 )
-from gantool.models.resampling import doubled_conv
+from gantool.models.resampling import Doubling, Halving, doubled_conv
 
 
 class UpConv(nn.Module):
@@ -36,15 +36,12 @@ class UpConv(nn.Module):
         self.conv: nn.Module = (
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
             if kind == "nearest"
-            else nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+            else Doubling(inputs, outputs, bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, inputs, H, W] -> [B, outputs, 2H, 2W]."""
-        if isinstance(self.conv, nn.Conv2d):
-            return doubled_conv(x, self.conv)
-        out: Tensor = self.conv(x)
-        return out
+        return doubled_conv(x, self.conv) if isinstance(self.conv, nn.Conv2d) else self.conv(x)
 
 
 class UpStage(nn.Sequential):
@@ -125,7 +122,7 @@ class DownStage(nn.Sequential):
 
     def __init__(self, config: ConvDiscriminator, inputs: int, outputs: int, first: bool) -> None:
         norm = "none" if first else config.norm
-        conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=norm == "none")
+        conv = Halving(inputs, outputs, bias=norm == "none")
         super().__init__(conv, norm_layer(norm, outputs), nn.LeakyReLU(0.2))
 
 
@@ -141,7 +138,7 @@ class DownBlock(nn.Module):
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=config.norm == "none"),
             norm_layer(config.norm, outputs),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(outputs, outputs, 4, stride=2, padding=1),
+            Halving(outputs, outputs),
         )
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gantool.config.networks import SnganCnnDiscriminator, base_size
 from gantool.models.layers import Head, add_spectral_norm, initialise
+from gantool.models.resampling import Halving
 
 SLOPE = 0.1
 
@@ -26,7 +27,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(widths)):
             layers += [nn.Conv2d(a if i else channels, a, 3, padding=1), nn.LeakyReLU(SLOPE)]
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+            layers += [Halving(a, b), nn.LeakyReLU(SLOPE)]
         layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.LeakyReLU(SLOPE)]
         self.body = nn.Sequential(*layers)
         self.linear = Head(widths[-1] * base**2, config.condition, num_classes)

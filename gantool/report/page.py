@@ -176,10 +176,11 @@ def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list
 
 
 def _commands(plan: SweepPlan) -> list[str]:
-    """The command of a sweep, as it is called from where its folder `sweeps` is; none for several sweeps."""
+    """The command of a sweep, as it is called from here; none for several sweeps."""
     if plan.file is None:
         return []
-    file = os.path.relpath(plan.file, plan.folder.resolve().parent.parent)
+    near = os.path.relpath(plan.file)
+    file = str(plan.file) if near.startswith("..") else near
     sets = [word for text in plan.assignments for word in ("--set", text)]
     return [shlex.join(["gantool", "sweep", file, *sets])]
 

@@ -1,9 +1,11 @@
-"""Forward and backward of a convolution beside a change of size, plain and as one strided convolution, in turns.
+"""Forward and backward of convolutions that change the size, in two forms that take turns.
 
     python tests/benchmarks/resampling.py [--batch 64] [--rounds 9] [--threads 2] [--device cpu]
 
-A ratio is the time of the plain form over that of the strided one, median of the rounds; `models/resampling.py` takes
-the strided form where these are above 1. Sizes are those of the feature map on the large side.
+doubled, pooled: a 3x3 convolution beside a change of size, against one strided convolution. doubling, halving: a 4x4
+convolution with stride 2, against a product of matrices (on CPUs). A ratio is the time of the first form over that of
+the second, median of the rounds; `models/resampling.py` takes the second where these are above 1. Sizes are those of
+the feature map on the large side; a doubling halves the channels, a halving doubles them.
 """
 
 from __future__ import annotations
@@ -11,35 +13,57 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gantool.models import resampling
+from gantool.models.resampling import Doubling, Halving, rewritten
+
+Form = Callable[[Tensor], Tensor]
 
 
-def seconds(form: str, conv: nn.Conv2d, x: Tensor, bfloat16: bool) -> float:
+def seconds(form: Form, conv: nn.Module, x: Tensor, bfloat16: bool) -> float:
     if x.is_cuda:
         torch.cuda.synchronize()
     began = time.perf_counter()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        if form == "doubled":
-            out = conv(F.interpolate(x, scale_factor=2))
-        elif form == "pooled":
-            out = F.avg_pool2d(conv(x), 2)
-        elif form == "doubled, strided":
-            out = resampling.strided_doubled(x, conv)
-        else:
-            out = resampling.strided_pooled(x, conv)
-    torch.autograd.grad(out.float().sum(), [x, conv.weight])
+        out = form(x)
+    torch.autograd.grad(out.float().sum(), [x, *conv.parameters()])
     if x.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
+def forms(name: str, channels: int) -> tuple[nn.Module, Form, Form]:
+    """The layer, and how it is computed in both forms."""
+    if name in ("doubled", "pooled"):
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        if name == "doubled":
+            return conv, lambda x: conv(F.interpolate(x, scale_factor=2)), lambda x: resampling.strided_doubled(x, conv)
+        return conv, lambda x: F.avg_pool2d(conv(x), 2), lambda x: resampling.strided_pooled(x, conv)
+    layer = (Doubling if name == "doubling" else Halving)(
+        *((channels, channels // 2) if name == "doubling" else (channels // 2, channels)), bias=False
+    )
+
+    def library(x: Tensor) -> Tensor:
+        with rewritten(False):
+            return layer(x)
+
+    def product(x: Tensor) -> Tensor:
+        rule, resampling._pays_as_product = resampling._pays_as_product, lambda weight, pixels: True
+        try:
+            return layer(x)
+        finally:
+            resampling._pays_as_product = rule
+
+    return layer, library, product
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Plain and strided convolutions beside a change of size.")
+    parser = argparse.ArgumentParser(description="Two forms of convolutions that change the size.")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
@@ -47,23 +71,26 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print("form     channels  size  float32  bfloat16")
-    for form in ("doubled", "pooled"):
-        for channels in (16, 64, 256):
+    for name in ("doubled", "pooled", "doubling", "halving"):
+        if given.device != "cpu" and name in ("doubling", "halving"):
+            continue
+        for channels in (64, 128, 256, 512) if name in ("doubling", "halving") else (16, 64, 256):
             for size in (8, 16, 32):
-                conv = nn.Conv2d(channels, channels, 3, padding=1, device=given.device)
-                conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                side = size // 2 if form == "doubled" else size
-                x = torch.randn(given.batch, channels, side, side, device=given.device)
+                conv, *both = forms(name, channels)
+                conv = conv.to(given.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                side = size // 2 if name in ("doubled", "doubling") else size
+                inputs = channels // 2 if name == "halving" else channels
+                x = torch.randn(given.batch, inputs, side, side, device=given.device)
                 x = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
                 ratios: list[str] = []
                 for bfloat16 in (False, True):
                     found = []
                     for number in range(given.rounds + 2):
-                        pair = [seconds(name, conv, x, bfloat16) for name in (form, f"{form}, strided")]
+                        pair = [seconds(form, conv, x, bfloat16) for form in both]
                         if number > 1:
                             found.append(pair[0] / pair[1])
                     ratios.append(f"{statistics.median(found):7.2f}")
-                print(f"{form:8} {channels:8} {size:5}  {'   '.join(ratios)}", flush=True)
+                print(f"{name:8} {channels:8} {size:5}  {'   '.join(ratios)}", flush=True)
 
 
 if __name__ == "__main__":
