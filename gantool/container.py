@@ -75,6 +75,14 @@ def image() -> dict[str, str] | None:
     return found | ({"file": file} if file else {}) or None
 
 
+def holds(path: Path) -> bool:
+    """Whether `path` is on the filesystem of the image, and not one that was bound over it."""
+    try:
+        return path.stat().st_dev == _image_file().stat().st_dev
+    except OSError:
+        return False
+
+
 def _image_file() -> Path:
     return Path(sys.prefix, "image.json")
 
@@ -88,6 +96,9 @@ def set_defaults() -> None:
 
     To be called before torch is loaded. Never fails: without such a folder the caches stay where they are.
     """
+    for name in CACHES:
+        if (value := os.environ.get(name)) is not None and not (value and (not inside() or writable(Path(value)))):
+            del os.environ[name]  # the host's, of a folder that is not here
     missing = [name for name in CACHES if name not in os.environ]
     temporary = None if not missing or cache_folder_works() else temporary_folder()
     folder = temporary / f"gantool-{os.getuid()}" if temporary else None
@@ -126,6 +137,16 @@ def writable(path: Path) -> bool:
     """Whether files can be made at `path`, or in the folder that would hold it."""
     existing = _existing(path)
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def if_absent(path: Path, hint: str) -> str:
+    """What to do about a path that is not there: `hint`, or which link leads nowhere; and in a container, what it may
+    be for want of."""
+    link = next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
+    if link is not None:
+        hint = f"{link} is a link to {link.readlink()}, which is not there"
+    runs_it = engine()
+    return f"{hint}; in this container there is only what was brought in: {runs_it.bind} FOLDER" if runs_it else hint
 
 
 def loss(path: Path) -> str | None:

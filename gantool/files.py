@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from gantool import container
 from gantool.errors import GantoolError
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
         if durable:
             _sync_folder(path.parent)
     except OSError as error:
-        raise GantoolError(f"{path}: cannot be written: {error.strerror or error}", _disk_hint(error)) from error
+        raise GantoolError(f"{path}: cannot be written: {error.strerror or error}", _disk_hint(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -93,10 +94,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _disk_hint(error: OSError) -> str:
+def _disk_hint(path: Path, error: OSError) -> str:
     names = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the quota is used up: free some space",
         errno.EROFS: "this filesystem is read-only: name another folder (in a container, one that is bound: --bind)",
     }
-    return names.get(error.errno or 0, "check that the folder exists and that you may write to it") + ", then run again"
+    hint = names.get(error.errno or 0, "check that the folder exists and that you may write to it") + ", then run again"
+    return container.if_absent(path, hint) if error.errno in (errno.EEXIST, errno.ENOENT, errno.ENOTDIR) else hint

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gantool import files
+from gantool import container, files
 from gantool.config.evaluation import EvalConfig
 from gantool.config.grid import Labels, Report
 from gantool.config.schema import RunConfig, digest_of
@@ -119,9 +119,8 @@ def load_trials(folder: Path) -> SweepPlan:
     if (folder / "config.yaml").is_file():
         return SweepPlan(folder.resolve().name, folder, (_bare_trial(folder),))
     if not folder.is_dir():
-        raise UsageError(
-            f"{folder}: there is no such folder", "give a run directory, or the folder of a sweep or of runs"
-        )
+        hint = container.if_absent(folder, "give a run directory, or the folder of a sweep or of runs")
+        raise UsageError(f"{folder}: there is no such folder", hint)
     runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
     if not runs:
         sweeps = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{FILE_NAME}")))

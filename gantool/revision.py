@@ -16,10 +16,14 @@ _PACKAGE = Path(__file__).parent
 
 @functools.cache
 def commit() -> str:
-    """The commit of the image, of the working copy of git that the package lies in (with a `+` when its files were
-    changed), or of what pip installed from git; empty when nobody knows."""
+    """The commit of the image (with a `+` when other files were bound over the package), of the working copy of git
+    that the package lies in (with a `+` when its files were changed), or of what pip installed from git; empty when
+    nobody knows."""
     image = container.image() or {}
-    return image.get("revision", "").replace("unknown", "") or _of_working_copy() or _of_installed()
+    revision = image.get("revision", "").replace("unknown", "")
+    if revision and not container.holds(_PACKAGE / "__init__.py"):
+        revision = _of_working_copy() or revision.removesuffix("+") + "+"
+    return revision or _of_working_copy() or _of_installed()
 
 
 def _of_working_copy() -> str:

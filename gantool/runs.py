@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from gantool import files
+from gantool import container, files
 from gantool.config.document import dump_yaml, read_document
 from gantool.config.loader import validate
 from gantool.config.schema import RunConfig, digest_of
@@ -232,7 +232,8 @@ def find_snapshot(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise UsageError(f"{path}: there is no such file or folder", "give a snapshot file or a run directory")
+        hint = container.if_absent(path, "give a snapshot file or a run directory")
+        raise UsageError(f"{path}: there is no such file or folder", hint)
     found = RunDirectory(path).snapshots() or sorted(path.glob("step-*.safetensors"))
     if not found:
         hint = "training writes the first one at runtime.snapshot_every, or at its end"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from gantool import container
 from gantool.config.evaluation import EXTRACTOR_PATTERN, EvalConfig, MetricName, ProtocolName
 from gantool.config.loader import load_run_config
 from gantool.errors import GantoolError, UsageError
@@ -163,7 +164,8 @@ def _reference(against: Path, asked: Asked, progress: Progress) -> tuple[Referen
     from gantool.metrics.reference import Reference
 
     if not against.exists():
-        raise UsageError(f"--reference: {against}: there is no such file or folder")
+        hint = container.if_absent(against, "give a config, a run directory, or a folder or file of images")
+        raise UsageError(f"--reference: {against}: there is no such file or folder", hint)
     config = None
     if against.suffix.lower() in (".yaml", ".yml"):
         config = load_run_config(against, [])

@@ -113,6 +113,37 @@ def test_defaults_give_way_to_the_user_and_are_for_homes_that_cannot_be_written(
     assert os.environ["MPLCONFIGDIR"].endswith(f"gantool-{os.getuid()}/matplotlib")
 
 
+def test_caches_that_the_host_placed_where_the_container_has_nothing_are_not_taken(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = str(homeless / f"gantool-{os.getuid()}/matplotlib")
+    monkeypatch.setattr(container, "writable", lambda path: path.is_relative_to(homeless))
+    monkeypatch.setattr(container, "inside", lambda: False)
+    monkeypatch.setenv("MPLCONFIGDIR", "/nowhere/mpl")
+    assert placed(monkeypatch) == "/nowhere/mpl"  # outside a container it is the user's affair
+    monkeypatch.setattr(container, "inside", lambda: True)
+    assert placed(monkeypatch) == ours
+    monkeypatch.setenv("MPLCONFIGDIR", str(homeless / "mine"))
+    assert placed(monkeypatch) == str(homeless / "mine")
+    monkeypatch.setenv("MPLCONFIGDIR", "")
+    assert placed(monkeypatch) == ours
+
+
+def test_what_is_not_there_may_not_have_been_brought_in(
+    gantool: Gantool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "elsewhere"
+    sample = ("sample", "--ckpt", gone, "--grid", "2x2", "--out", "x.png")
+    for words in (("train", gone / "x.yaml"), ("status", gone), sample, ("eval", gone)):
+        done = gantool(*words, APPTAINER_CONTAINER="/images/gantool.sif")
+        assert done.returncode == 2, done.stderr
+        assert "in this container there is only what was brought in: --bind FOLDER" in done.stderr
+    Path("runs").symlink_to("../scratch/runs")
+    done = gantool("train", tiny, "--set", "runtime.runs_dir=runs")
+    assert done.returncode == 1 and "hint: runs is a link to ../scratch/runs, which is not there" in done.stderr
+
+
 @pytest.fixture
 def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A user without an entry in passwd and without HOME, in a folder of their own."""

@@ -63,7 +63,11 @@ def test_a_repository_around_a_virtual_environment_is_not_ours(
 
 def test_an_image_says_its_own(working_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revision.container, "image", lambda: {"revision": "def", "digest": "sha256:1"})
+    monkeypatch.setattr(revision.container, "holds", lambda path: True)
     assert revision.commit() == "def"
+    monkeypatch.setattr(revision.container, "holds", lambda path: False)  # other files, bound over those of the image
+    revision.commit.cache_clear()
+    assert revision.commit() == "def+"
 
 
 class Installed:

@@ -35,6 +35,10 @@ def main() -> None:
         from gantool.launch import follow
 
         follow(int(os.environ["GANTOOL_LAUNCHER"]))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        from gantool.launch import follow
+
+        follow(os.getppid())  # torchrun dies of signals that it does not know, like USR2, without a word to its ranks
     app(prog_name="gantool")
 
 

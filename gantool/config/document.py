@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from gantool import container
 from gantool.errors import ConfigError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def read_document(path: Path) -> Document:
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml"))[:12] if path.parent.is_dir() else []
         hint = f"configs in {path.parent}: {', '.join(near)}" if near else "check the path"
-        raise UsageError(f"{path}: there is no such file", hint) from None
+        raise UsageError(f"{path}: there is no such file", container.if_absent(path, hint)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from None
     _log.info("read %s", path)

@@ -30,7 +30,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gantool import files
+from gantool import container, files
 from gantool.data import archives, images
 from gantool.data.arrays import PixelArray, check_num, read_npy, read_npz
 from gantool.data.folders import SPLIT_FOLDERS, without_common_folder
@@ -70,7 +70,8 @@ def open_images(path: Path, progress: Progress) -> ImageSet:
     corrupt PNG with a good header) is a DataError of `part`, with the file's name.
     """
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder", f"give a folder, .zip, .npz or .npy: {_ENDINGS}")
+        hint = container.if_absent(path, f"give a folder, .zip, .npz or .npy: {_ENDINGS}")
+        raise DataError(f"{path}: there is no such file or folder", hint)
     if not path.is_dir() and not path.is_file():
         raise DataError(f"{path}: neither a file nor a folder", "give a folder, .zip, .npz or .npy")
     suffix = path.suffix.lower()
