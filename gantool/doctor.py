@@ -45,7 +45,11 @@ def examine() -> list[Finding]:
     """All findings, in the order of the screen."""
     torch, of_torch = _torch()
     findings = [_gantool(), *_container(), _machine(), of_torch, *_gpus(torch), _multiprocess(torch), _infiniband()]
-    slurm = "sweeps run on this machine" if not container.inside() else "submit from outside the container"
+    slurm = (
+        "sweeps run on this machine (gantool sweep --local)"
+        if not container.inside()
+        else "submit from outside the container"
+    )
     findings.append(_program("Slurm", ("sbatch",), slurm))
     if not container.inside():
         findings.append(_program("Apptainer", ("apptainer", "singularity"), "only needed to use an image"))
@@ -187,7 +191,9 @@ def _program(what: str, names: tuple[str, ...], without: str) -> Finding:
         return Finding(what, "warning", f"{path} does not run: {error}", "ask the administrators")
     if done.returncode:
         first = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
-        return Finding(what, "warning", f"{path} does not work: {first}", "ask the administrators")
+        return Finding(
+            what, "warning", f"{path} does not work: {first}", f"ask the administrators; till then: {without}"
+        )
     return Finding(what, "ok", f"{done.stdout.strip()} ({path})")
 
 

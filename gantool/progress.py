@@ -23,8 +23,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """One line of words."""
 
-    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
-        """`what` has come to `done` of `total` (None: unknown); the first call starts it, done == total ends it."""
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
+        """`what` has come to `done` of `total` (None: unknown); the first call starts it, done == total ends it. `left`
+        are the seconds left where the caller knows better than the pace tells; NaN: nobody knows."""
 
 
 class Silent:
@@ -33,7 +34,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
         """Nothing."""
 
 

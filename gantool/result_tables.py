@@ -77,6 +77,12 @@ def number_text(value: float) -> str:
     return f"{value:{_form(value)}}"
 
 
+def with_spread(value: float, spread: float) -> str:
+    """`4.025 ± 0.520`, `0.000898 ± 0.004600`: the larger one with four digits, the other with as many decimals."""
+    form = _form(max(abs(value), abs(spread)))
+    return f"{value:{form}} ± {spread:{form}}"
+
+
 def _form(value: float) -> str:
     if abs(value) >= 1e8:
         return ".3e"

@@ -237,6 +237,8 @@ def find_snapshot(path: Path) -> Path:
     found = RunDirectory(path).snapshots() or sorted(path.glob("step-*.safetensors"))
     if not found:
         hint = "training writes the first one at runtime.snapshot_every, or at its end"
+        if next(path.glob("*/config.yaml"), None):
+            hint = f"it is a folder of runs: give one of them, or to eval all of them: '{path}/*'"
         raise UsageError(f"{path}: holds no snapshot (snapshots/step-*.safetensors)", hint)
     return found[-1]
 

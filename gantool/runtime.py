@@ -247,22 +247,7 @@ def return_large_blocks() -> None:
     """Let glibc give freed blocks of a megabyte and more back at once. Else it keeps blocks of up to 32 MB for later,
     and scores, which use many sizes once, hold twice the memory (12,000 images with KID: 1.2 instead of 0.6 GB)."""
     with contextlib.suppress(OSError, AttributeError):  # another libc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_MMAP_THRESHOLD, 2**20)
-        libc.mallopt(_TRIM_THRESHOLD, 2**17)
-        libc.malloc_trim(0)
-
-
-def keep_freed_blocks() -> None:
-    """Let glibc keep freed blocks of up to 32 MB for the next step of a training, which uses the same sizes again. Else
-    the kernel takes and clears the memory of the feature maps anew in each step (tests/benchmarks/freed_blocks.py)."""
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the most it allows
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # M_... of malloc.h
+        ctypes.CDLL("libc.so.6").mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
 
 
 def choose_device(wanted: str) -> torch.device:

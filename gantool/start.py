@@ -113,7 +113,8 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     runtime = Runtime(settings.runtime)
     progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
     ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
-    progress.say(f"{run.path}: {data.title}, length {settings.steps}, on {runtime.device}{ranks}")
+    length = f"{settings.steps} steps" if isinstance(settings.steps, int) else settings.steps
+    progress.say(f"{run.path}: {data.title}, {length}, on {runtime.device}{ranks}")
     for text in filter(None, (container.loss(run.path), device_caution(runtime.device, settings.runtime.device))):
         progress.say(f"warning: {text}")
 

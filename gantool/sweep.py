@@ -7,6 +7,7 @@ directory and its exit code. No torch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -225,8 +226,8 @@ class _Teller:
 
     def step(self, num_running: int | None, seconds_left: float | None) -> None:
         detail = f"{num_running} running" if num_running is not None else ""
-        detail += f", about {time_text(seconds_left)} left" if seconds_left is not None else ""
-        self.progress.step("trials", self.num_ended, self.total, detail)
+        left = math.nan if seconds_left is None else seconds_left
+        self.progress.step("trials", self.num_ended, self.total, detail, left)
 
     def _score(self, outcome: Outcome) -> list[str]:
         scores = scores_of(outcome.trial) if outcome.state == "done" else {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gantool.errors import GantoolError, UsageError
 from gantool.files import atomic_file, write_text
 from gantool.metrics.scores import Score, class_rows, score_rows
-from gantool.result_tables import to_csv, to_latex, to_markdown
+from gantool.result_tables import number_text, to_csv, to_latex, to_markdown, with_spread
 
 if TYPE_CHECKING:
     from gantool.doctor import Finding
@@ -143,10 +143,11 @@ def _value(name: str, values: Mapping[str, float]) -> str:
         return "-"
     for ending in _SPREADS:
         if name + ending in values:
-            return f"{values[name]:.4g} ± {values[name + ending]:.2g}"
+            return with_spread(values[name], values[name + ending])
     if f"{name}_low" in values:
-        return f"{values[name]:.4g} [{values[f'{name}_low']:.4g}, {values[f'{name}_high']:.4g}]"
-    return f"{values[name]:.4g}"
+        low, high = (number_text(values[f"{name}_{end}"]) for end in ("low", "high"))
+        return f"{number_text(values[name])} [{low}, {high}]"
+    return number_text(values[name])
 
 
 def _class_caption(score: Score) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import sys
 import time
@@ -52,28 +53,28 @@ class TerminalProgress:
         if not self.quiet:
             self.console.print(Text(text))
 
-    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
         """Move the bar of `what`, or print a plain line now and then where there is no terminal."""
         if self.quiet:
             return
         if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self._move_bar(what, done, total, detail)
+            self._move_bar(what, done, total, detail, left)
         else:
-            self._plain_line(what, done, total, detail)
+            self._plain_line(what, done, total, detail, left)
 
-    def _move_bar(self, what: str, done: int, total: int | None, detail: Detail) -> None:
+    def _move_bar(self, what: str, done: int, total: int | None, detail: Detail, left: float | None) -> None:
         if self._bars is None:
             self._bars = Bars(_Line(self.console), console=self.console, transient=True)
             self._bars.start()
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total, completed=done, detail=detail)
-        self._bars.update(self._tasks[what], completed=done, total=total, detail=detail)
+            self._tasks[what] = self._bars.add_task(what, total=total, completed=done, detail=detail, left=left)
+        self._bars.update(self._tasks[what], completed=done, total=total, detail=detail, left=left)
         if done == total:
             self._bars.remove_task(self._tasks.pop(what))
             if not self._tasks:
                 self._close()
 
-    def _plain_line(self, what: str, done: int, total: int | None, detail: Detail) -> None:
+    def _plain_line(self, what: str, done: int, total: int | None, detail: Detail, left: float | None) -> None:
         now = time.monotonic()
         if what not in self._started:
             self._started[what], self._printed[what] = (now, done), now
@@ -82,8 +83,10 @@ class TerminalProgress:
         if (ended and now - began > 2) or now - self._printed[what] > PLAIN_SECONDS:
             self._printed[what] = now
             told = [f"{what} {_count(done, total)}"]
-            if total and not ended and done > before:
-                told.append(f"{clock((total - done) * (now - began) / (done - before))} left")
+            if left is None and total and done > before:
+                left = (total - done) * (now - began) / (done - before)
+            if left is not None and not ended and not math.isnan(left):
+                told.append(f"{clock(left)} left")
             self.console.print(Text("  ".join(told + [part.full for part in _parts(detail)])))
         if ended:
             self._started.pop(what, None)
@@ -103,7 +106,8 @@ class _Line(ProgressColumn):
         self._console = console
 
     def render(self, task: Task) -> RenderableType:
-        left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
+        seconds = task.time_remaining if task.fields["left"] is None else task.fields["left"]
+        left = "-:--" if seconds is None or math.isnan(seconds) else clock(seconds)
         total = None if task.total is None else int(task.total)
         count = _count(int(task.completed), total)
         # A line as wide as the terminal would wrap in some.
@@ -155,9 +159,9 @@ class LoggedProgress:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def step(self, what: str, done: int, total: int | None, detail: Detail = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
         """Progress goes to the terminal only."""
-        self.inner.step(what, done, total, detail)
+        self.inner.step(what, done, total, detail, left)
 
 
 class _Notes(logging.Handler):

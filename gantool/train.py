@@ -33,7 +33,7 @@ from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
-from gantool.runtime import Runtime, keep_freed_blocks, return_large_blocks
+from gantool.runtime import Runtime
 from gantool.state import State
 from gantool.tracking import start_trackers, track_grid, track_score
 from gantool.train_scores import Scorer, ScoresInTraining
@@ -87,8 +87,6 @@ def train(
                 start_trackers(run, config, runtime, progress, total + 1)
             found: list[dict[str, Any] | None] = [None]
 
-            return_large_blocks()
-
             def at_last() -> None:
                 found[0] = score(last, lambda: bool(interrupts.pending())) if config.eval else None
 
@@ -108,9 +106,12 @@ def _finish(
     if best:
         result["best"] = {"step": best.step, "snapshot": f"snapshots/{Path(best.snapshot).name}", "values": best.values}
     files.write_json(run.path / "result.json", result | {"scores": scores, "eval": eval_digest(config)})
+    progress.say(f"done: step {total}")
     for row in scores:
         real = row.get("real") or {}
         progress.say(f"scores: {words_of(row['values'], real)}")
+        for text in row.get("warnings") or ():
+            progress.say(f"warning: {text}")
     shutil.rmtree(run.path / "parts", ignore_errors=True)
     if best and best.step != total:
         progress.say(f"the best of all scored snapshots is that of step {best.step}: {words_of(best.values)}")
@@ -164,8 +165,6 @@ class Trainer:
         }
         if config.eval and config.eval.every:
             self.every["score"] = self._steps(config.eval.every)
-        if runtime.device.type == "cpu":
-            keep_freed_blocks()
         self.state = State(config, runtime.device, self.num_classes)
         real = RealImages(
             images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,

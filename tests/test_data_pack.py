@@ -40,7 +40,7 @@ class Told:
     def say(self, text: str) -> None:
         self.words.append(text)
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         self.steps.append((done, total))
 
 
@@ -338,7 +338,7 @@ SLOW_PACKING = """
     from gantool.progress import Silent
 
     class Slow(Silent):
-        def step(self, what, done, total, detail=""):
+        def step(self, what, done, total, detail="", left=None):
             print(done, flush=True)
             if done >= 256:
                 time.sleep(60)

@@ -43,7 +43,7 @@ class Counted(Silent):
     def __init__(self) -> None:
         self.done: list[str] = []
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         if done == total:
             self.done.append(what)
 
@@ -164,7 +164,7 @@ class _Counts(Silent):
     def __init__(self) -> None:
         self.seen: list[tuple[int, int | None, str]] = []
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         if what == "scores from features":
             self.seen.append((done, total, detail))
 

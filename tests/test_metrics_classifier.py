@@ -29,7 +29,7 @@ class Rows(Silent):
     def say(self, text: str) -> None:
         self.words.append(text)
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         self.steps[what] = done, total
 
 

@@ -115,7 +115,7 @@ from gantool.sweep import plan, run
 
 class Words:
     def say(self, text): print(text, flush=True)
-    def step(self, what, done, total, detail=""): pass
+    def step(self, what, done, total, detail="", left=None): pass
 
 try:
     outcome = run(plan(Path("grid.yaml")), Words(), command=(sys.executable, "fake.py"))
@@ -145,7 +145,7 @@ class Words(Silent):
     def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         assert what == "trials"
         self.steps.append((done, total))
 

@@ -305,6 +305,9 @@ def report(
     plan = replace(plan, folder=out or plan.folder)
     rows = collect(plan.trials)
     _print_results(plan, rows, form)
+    with terminal_progress() as progress:
+        for note in plan.notes:
+            progress.say(note)
     try:
         write_results(plan, rows)
         _write_page(plan, rows, price)

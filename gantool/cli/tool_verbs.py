@@ -64,7 +64,8 @@ def bench(
         if packed:
             alone, together = run.bench_packed(settings, packed, rounds, steps, progress)
             found = {"packed": packed, "images_per_second": together, "one_alone": alone, "ratio": together / alone}
-            rows = [[name, f"{value:.4g}", ""] for name, value in found.items()]
+            words = f"images/s, {packed} together", "images/s, one alone", "together / alone"
+            rows = [[name, f"{value:.4g}", ""] for name, value in zip(words, list(found.values())[1:], strict=True)]
         else:
             result = run.bench(settings, data, rounds, steps, progress, compare == "plain")
             found, rows = dataclasses.asdict(result) | {"share_of_ceiling": result.share_of_ceiling}, result.table()

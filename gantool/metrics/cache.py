@@ -52,7 +52,7 @@ def once(
         if found is not None:
             return found
         if is_main and path.exists():
-            progress.say(f"{path} is damaged or lacks something that is needed now: computing {what}")
+            progress.say(f"{path} does not hold all that is needed now: computing {what}")
         made = make()
         if is_main and read(path) is None:
             try:

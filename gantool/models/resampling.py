@@ -40,7 +40,7 @@ def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     float [B, C, H, W] -> [B, D, 2H, 2W].
     """
-    if _pays(conv, x.shape[2] * x.shape[3], large=2 * x.shape[2], least=32 if torch.is_autocast_enabled("cpu") else 16):
+    if _pays(conv, 2 * x.shape[2], least=32 if torch.is_autocast_enabled("cpu") else 16):
         return strided_doubled(x, conv)
     out: Tensor = conv(F.interpolate(x, scale_factor=2))
     return out
@@ -67,7 +67,7 @@ def pooled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     float [B, C, 2H, 2W] -> [B, D, H, W].
     """
-    pays = _pays(conv, x.shape[2] * x.shape[3] // 4, large=x.shape[2], least=16)
+    pays = _pays(conv, x.shape[2]) or _pays_as_product(conv.weight, x.shape[2] * x.shape[3] // 4)
     return strided_pooled(x, conv) if pays else F.avg_pool2d(conv(x), 2)
 
 
@@ -129,7 +129,7 @@ def _pays_as_product(weight: Tensor, pixels: int) -> bool:
     size = weight.shape[0] * weight.shape[1]
     if torch.is_autocast_enabled("cpu"):
         return (pixels <= 16 and size >= 2**13) or (pixels <= 64 and size >= 2**15)
-    return pixels <= 16 and size >= 2**15
+    return pixels <= 16 and size >= 2**16
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -188,14 +188,11 @@ def _overlap(taps: Tensor, out: Tensor, axis: int) -> None:
         out[place].select(axis, edge).copy_(taps[here].select(axis, edge))
 
 
-def _pays(conv: nn.Conv2d, pixels: int, large: int, least: int) -> bool:
-    """Whether the strided form is faster: where the large side is `least` pixels long and, in mixed precision, where
-    the small side, of `pixels`, makes it a product. A rule from measurements (tests/benchmarks/resampling.py) and no
-    measurement at run time, so that a run has the same bits on each machine of a kind. On GPUs it has not been
-    measured: there the plain form stays."""
-    if not _wanted[0] or conv.weight.device.type != "cpu":
-        return False
-    return large >= least or (torch.is_autocast_enabled("cpu") and _pays_as_product(conv.weight, pixels))
+def _pays(conv: nn.Conv2d, size: int, least: int = 16) -> bool:
+    """Whether the strided form is faster where the large side has size x size pixels. A rule from measurements
+    (tests/benchmarks/resampling.py) and no measurement at run time, so that a run has the same bits on each machine of
+    a kind. On GPUs it has not been measured: there the plain form stays."""
+    return _wanted[0] and conv.weight.device.type == "cpu" and size >= least
 
 
 def _with_box(weight: Tensor) -> Tensor:

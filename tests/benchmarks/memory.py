@@ -55,7 +55,7 @@ def extractor() -> Extractor:
 class Told(Silent):
     """Says the memory in use whenever an activity ends."""
 
-    def step(self, what: str, done: int, total: int | None, detail: str = "") -> None:
+    def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         if done == total:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             print(f"  {what}: {pages * resource.getpagesize() / 2**20:.0f} MB in use, peak {peak_mb():.0f} MB")
