@@ -76,11 +76,11 @@ def image() -> dict[str, str] | None:
 
 
 def holds(path: Path) -> bool:
-    """Whether `path` is on the filesystem of the image, and not one that was bound over it."""
-    try:
-        return path.stat().st_dev == _image_file().stat().st_dev
-    except OSError:
-        return False
+    """Whether the folder `path` is of the image: nothing was bound over it, or over what is in it."""
+    mounts, path = _mounts(), path.resolve()
+    return _mount_of(path, mounts) == _mount_of(_image_file().resolve(), mounts) and not any(
+        point != path and point.is_relative_to(path) for point, _ in mounts
+    )
 
 
 def _image_file() -> Path:
@@ -97,8 +97,9 @@ def set_defaults() -> None:
     To be called before torch is loaded. Never fails: without such a folder the caches stay where they are.
     """
     for name in CACHES:
-        if (value := os.environ.get(name)) is not None and not (value and (not inside() or writable(Path(value)))):
-            del os.environ[name]  # the host's, of a folder that is not here
+        value = os.environ.get(name)
+        if value == "" or (value and inside() and not writable(Path(value))):
+            del os.environ[name]  # it places nothing: empty, or the host's, of a folder that is not here
     missing = [name for name in CACHES if name not in os.environ]
     temporary = None if not missing or cache_folder_works() else temporary_folder()
     folder = temporary / f"gantool-{os.getuid()}" if temporary else None
@@ -173,15 +174,21 @@ def _existing(path: Path) -> Path:
 
 def _filesystem(path: Path) -> str:
     """The type of the filesystem that holds `path`, '' where the kernel does not tell."""
+    found = _mount_of(path.resolve(), _mounts())
+    return found[1] if found else ""
+
+
+def _mounts() -> list[tuple[Path, str]]:
+    """Where something is mounted, and the type of its filesystem; empty where the kernel does not tell."""
     try:
         lines = MOUNTS.read_text().splitlines()
     except OSError:
-        return ""
-    path = path.resolve()
-    found, best = "", -1
-    for line in lines:  # id parent device root MOUNTPOINT options ... - TYPE source options
-        mount, _, rest = line.partition(" - ")
-        point = Path(mount.split(" ")[4].replace("\\040", " "))
-        if path.is_relative_to(point) and len(point.parts) >= best:  # of two in one place the later covers the other
-            found, best = rest.split(" ")[0], len(point.parts)
-    return found
+        return []
+    halves = [line.partition(" - ")[::2] for line in lines]  # id parent device root PLACE options ... - TYPE source ...
+    return [(Path(mount.split(" ")[4].replace("\\040", " ")), rest.split(" ")[0]) for mount, rest in halves]
+
+
+def _mount_of(path: Path, mounts: list[tuple[Path, str]]) -> tuple[Path, str] | None:
+    """The mount that holds a resolved path; of two in one place the later covers the other."""
+    holding = [mount for mount in mounts if path.is_relative_to(mount[0])]
+    return max(reversed(holding), key=lambda mount: len(mount[0].parts), default=None)

@@ -45,12 +45,9 @@ def examine() -> list[Finding]:
     """All findings, in the order of the screen."""
     torch, of_torch = _torch()
     findings = [_gantool(), *_container(), _machine(), of_torch, *_gpus(torch), _multiprocess(torch), _infiniband()]
-    slurm = (
-        "sweeps run on this machine (gantool sweep --local)"
-        if not container.inside()
-        else "submit from outside the container"
-    )
-    findings.append(_program("Slurm", ("sbatch",), slurm))
+    slurm = "sweeps run on this machine" if not container.inside() else "submit from outside the container"
+    meanwhile = "; till then `gantool sweep --local` runs on this machine"
+    findings.append(_program("Slurm", ("sbatch",), slurm, meanwhile))
     if not container.inside():
         findings.append(_program("Apptainer", ("apptainer", "singularity"), "only needed to use an image"))
     return [
@@ -180,7 +177,7 @@ def _infiniband() -> Finding:
     return Finding("InfiniBand", "ok", ", ".join(adapters))
 
 
-def _program(what: str, names: tuple[str, ...], without: str) -> Finding:
+def _program(what: str, names: tuple[str, ...], without: str, meanwhile: str = "") -> Finding:
     """A program of the system, by its --version."""
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
@@ -188,12 +185,10 @@ def _program(what: str, names: tuple[str, ...], without: str) -> Finding:
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding(what, "warning", f"{path} does not run: {error}", "ask the administrators")
+        return Finding(what, "warning", f"{path} does not run: {error}", f"ask the administrators{meanwhile}")
     if done.returncode:
         first = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
-        return Finding(
-            what, "warning", f"{path} does not work: {first}", f"ask the administrators; till then: {without}"
-        )
+        return Finding(what, "warning", f"{path} does not work: {first}", f"ask the administrators{meanwhile}")
     return Finding(what, "ok", f"{done.stdout.strip()} ({path})")
 
 

@@ -7,7 +7,6 @@ only through the sweep, and it goes on when the sweep is killed: the next sweep 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import shlex
@@ -56,10 +55,10 @@ class Slots:
         """The GPU of a slot; several slots share one when there are more of them than GPUs."""
         return self.gpus[slot % len(self.gpus)] if self.gpus else None
 
-    @property
-    def shared_by(self) -> int:
-        """How many trials share a GPU, or the machine where there is none."""
-        return math.ceil(self.count / max(1, len(self.gpus)))
+    def shared_by(self, slot: int) -> int:
+        """How many slots share the GPU of a slot, or the machine where there is none."""
+        gpus = len(self.gpus) or 1
+        return len(range(slot % gpus, self.count, gpus))
 
 
 def choose_slots(trials: Sequence[Trial], wanted: int | None) -> Slots:
@@ -94,7 +93,7 @@ class _Child:
         self.started, self.time = time.monotonic(), time.time()
         self.told = False  # whether it was asked to stop
         line = [*command, str(trial.run.path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(slots.threads), SHARED_BY: str(slots.shared_by)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(slots.threads), SHARED_BY: str(slots.shared_by(slot))}
         gpu = slots.gpu(slot)
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -79,6 +79,8 @@ class SweepPlan:
     notes: tuple[str, ...] = ()
     assignments: tuple[str, ...] = ()
     """What `--set` said."""
+    home: Path | None = None
+    """Where the sweep was started, from which its paths are told; None: here."""
 
 
 def write_manifest(plan: SweepPlan) -> None:
@@ -139,7 +141,9 @@ def _read_manifest(folder: Path) -> SweepPlan:
             RunConfig.model_validate(trials[0].written)  # all of them would take seconds
         sets = tuple(map(str, value.get("set", ())))
         report = Report(**value["report"])
-        return SweepPlan(value["name"], folder, trials, report, here / value["file"], assignments=sets)
+        return SweepPlan(
+            value["name"], folder, trials, report, here / value["file"], assignments=sets, home=here.parent.parent
+        )
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(str(folder / FILE_NAME)) from error
 

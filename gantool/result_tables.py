@@ -74,7 +74,7 @@ def difference_text(difference: Spread | None) -> str:
 
 def number_text(value: float) -> str:
     """Four digits: `45.23`, `0.001234`, `12345`, `3.000e+30`."""
-    return f"{value:{_form(value)}}"
+    return f"{value + 0.0:{_form(value)}}"  # no -0.00
 
 
 def with_spread(value: float, spread: float) -> str:
@@ -83,10 +83,18 @@ def with_spread(value: float, spread: float) -> str:
     return f"{value:{form}} ± {spread:{form}}"
 
 
+def with_interval(value: float, low: float, high: float) -> str:
+    """`10.12 [9.87, 11.20]`: the largest with four digits, the others with as many decimals."""
+    form = _form(max(map(abs, (value, low, high))))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def _form(value: float) -> str:
-    if abs(value) >= 1e8:
+    if not math.isfinite(value):
+        return ""
+    if abs(value) >= 1e8 or 0 < abs(value) < 1e-6:
         return ".3e"
-    return f".{min(8, max(0, 3 - math.floor(math.log10(abs(value))))) if value else 2}f"
+    return f".{max(0, 3 - math.floor(math.log10(abs(value)))) if value else 2}f"
 
 
 def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:

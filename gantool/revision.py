@@ -21,7 +21,7 @@ def commit() -> str:
     nobody knows."""
     image = container.image() or {}
     revision = image.get("revision", "").replace("unknown", "")
-    if revision and not container.holds(_PACKAGE / "__init__.py"):
+    if revision and not container.holds(_PACKAGE):
         revision = _of_working_copy() or revision.removesuffix("+") + "+"
     return revision or _of_working_copy() or _of_installed()
 

@@ -146,18 +146,22 @@ def told_apart(plan: SweepPlan) -> SweepPlan:
 
 def merged(plans: Sequence[SweepPlan]) -> SweepPlan:
     """Several sweeps as one, each under a label of its own, so that runs of different sweeps are never averaged. Run
-    directories that are given one by one have no label, or one in common: those of one config are its seeds."""
+    directories that are given one by one have no label, or one in common: those of one config are its seeds. Trainings
+    of one config and seed in different folders are told apart by their folders; none counts twice."""
     axis = "in sweep" if any("sweep" in trial.labels for plan in plans for trial in plan.trials) else "sweep"
     plans = list({plan.folder.resolve(): plan for plan in plans}.values())
     names = [plan.name for plan in plans]
+    known = {trial.run.path.resolve() for plan in plans if not _is_run(plan) for trial in plan.trials}
+    plans = [plan for plan in plans if not (_is_run(plan) and plan.folder.resolve() in known)]
+    alone = [plan.folder.resolve() for plan in plans if _is_run(plan)]
     trials, notes = [], []
     for plan in plans:
         name = plan.name if names.count(plan.name) == 1 else str(plan.folder)
-        if _is_run(plan):
-            name = "runs"
-        label = {} if all(map(_is_run, plans)) else {axis: name}
+        label = {} if all(map(_is_run, plans)) else {axis: "(single runs)" if _is_run(plan) else name}
+        if _is_run(plan) and [path.name for path in alone].count(plan.folder.resolve().name) > 1:
+            label |= {"in": str(plan.folder.parent)}
         trials += [replace(trial, labels={**label, **trial.labels}) for trial in plan.trials]
-        if plan.report != plans[0].report:
+        if plan.report != plans[0].report and plan.file is not None:
             notes.append(f"{name}: its own settings of `report` do not count here, those of {names[0]} do")
     first = plans[0]
     return replace(first, name=", ".join(dict.fromkeys(names)), trials=tuple(trials), notes=tuple(notes), file=None)
@@ -207,6 +211,7 @@ class _Teller:
     def __init__(self, plan: SweepPlan, progress: Progress, num_ended: int) -> None:
         self.progress, self.metric = progress, plan.report.metric
         self.num_ended, self.total = num_ended, len(plan.trials)
+        self.left = math.nan
 
     def start(self, trial: Trial, gpu: str | None) -> None:
         self.progress.say(f"{'start':<9}{trial.title}" + (f"  GPU {gpu}" if gpu is not None else ""))
@@ -214,7 +219,7 @@ class _Teller:
     def end(self, outcome: Outcome) -> None:
         self.num_ended += 1
         self.tell(outcome, f"{self.num_ended}/{self.total}")
-        self.step(None, None)
+        self.progress.step("trials", self.num_ended, self.total, "", self.left)
 
     def tell(self, outcome: Outcome, place: str) -> None:
         parts = [f"{outcome.state:<9}{place}", outcome.trial.title, *self._score(outcome)]
@@ -224,10 +229,9 @@ class _Teller:
         for line in outcome.output:
             self.progress.say(f"    {line}")
 
-    def step(self, num_running: int | None, seconds_left: float | None) -> None:
-        detail = f"{num_running} running" if num_running is not None else ""
-        left = math.nan if seconds_left is None else seconds_left
-        self.progress.step("trials", self.num_ended, self.total, detail, left)
+    def step(self, num_running: int, seconds_left: float | None) -> None:
+        self.left = math.nan if seconds_left is None else seconds_left
+        self.progress.step("trials", self.num_ended, self.total, f"{num_running} running", self.left)
 
     def _score(self, outcome: Outcome) -> list[str]:
         scores = scores_of(outcome.trial) if outcome.state == "done" else {}

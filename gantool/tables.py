@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gantool.errors import GantoolError, UsageError
 from gantool.files import atomic_file, write_text
 from gantool.metrics.scores import Score, class_rows, score_rows
-from gantool.result_tables import number_text, to_csv, to_latex, to_markdown, with_spread
+from gantool.result_tables import number_text, to_csv, to_latex, to_markdown, with_interval, with_spread
 
 if TYPE_CHECKING:
     from gantool.doctor import Finding
@@ -138,15 +138,14 @@ def _column(score: Score) -> str:
 
 
 def _value(name: str, values: Mapping[str, float]) -> str:
-    """'1.23 ± 0.04' or '8.1 [7.9, 8.3]', where a spread or an interval is known."""
+    """`1.230 ± 0.040` or `8.100 [7.900, 8.300]`, where a spread or an interval is known."""
     if name not in values:
         return "-"
     for ending in _SPREADS:
         if name + ending in values:
             return with_spread(values[name], values[name + ending])
     if f"{name}_low" in values:
-        low, high = (number_text(values[f"{name}_{end}"]) for end in ("low", "high"))
-        return f"{number_text(values[name])} [{low}, {high}]"
+        return with_interval(values[name], values[f"{name}_low"], values[f"{name}_high"])
     return number_text(values[name])
 
 

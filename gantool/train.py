@@ -110,8 +110,8 @@ def _finish(
     for row in scores:
         real = row.get("real") or {}
         progress.say(f"scores: {words_of(row['values'], real)}")
-        for text in row.get("warnings") or ():
-            progress.say(f"warning: {text}")
+    for text in dict.fromkeys(text for row in scores for text in row.get("warnings") or ()):
+        progress.say(f"warning: {text}")
     shutil.rmtree(run.path / "parts", ignore_errors=True)
     if best and best.step != total:
         progress.say(f"the best of all scored snapshots is that of step {best.step}: {words_of(best.values)}")

@@ -105,12 +105,26 @@ def test_defaults_give_way_to_the_user_and_are_for_homes_that_cannot_be_written(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "environ", {"CUDA_CACHE_PATH": "/mine", "TMPDIR": str(tmp_path)})
     monkeypatch.setattr(container, "cache_folder_works", lambda: True)
+    monkeypatch.setattr(container, "inside", lambda: False)
     container.set_defaults()
     assert os.environ == {"CUDA_CACHE_PATH": "/mine", "TMPDIR": str(tmp_path)}
     monkeypatch.setattr(container, "cache_folder_works", lambda: False)
     container.set_defaults()
     assert os.environ["CUDA_CACHE_PATH"] == "/mine"
     assert os.environ["MPLCONFIGDIR"].endswith(f"gantool-{os.getuid()}/matplotlib")
+
+
+def test_files_that_were_bound_over_the_image_are_not_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "lib/gantool"
+    package.mkdir(parents=True)
+    (tmp_path / "image.json").write_text("{}")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    table = tmp_path / "mountinfo"
+    monkeypatch.setattr(container, "MOUNTS", table)
+    for bound, own in (("/srv", True), (tmp_path, True), (package, False), (package / "train.py", False)):
+        places = ("/", tmp_path, bound)
+        table.write_text("".join(f"1 0 8:1 / {place} rw - ext4 /dev/sda rw\n" for place in places))
+        assert container.holds(package) is own
 
 
 def test_caches_that_the_host_placed_where_the_container_has_nothing_are_not_taken(

@@ -96,6 +96,15 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
     train, score = (9 * 80 + 2 * 40) * 2, 11 * 3 * 30 * 2
     assert f"{train / 60:.1f} min" in page.text and f"{score / 60:.1f} min" in page.text
     assert f" {round((train + score) / 3600 * 2, 2)} " in page.text  # at 2 for each hour
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    way = f"cd {plan.folder.resolve().parent.parent} && gantool sweep sweep.yaml --set steps=400"
+    assert way in page_of(replace(load_trials(plan.folder), folder=elsewhere)).text
+    first = load_trials(plan.folder).trials[0]
+    (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')
+    hours = read_run(first, collect([first])).train_hours
+    assert hours is not None and hours == pytest.approx(80 * 2 * (0.5 / 4 + 0.5) / 3600)
     for trial in plan.trials:  # as if four runs had shared each device
         (trial.run.path / "starts.jsonl").write_text('{"step": 0}\n{"step": 40, "shared_by": 4}\n')
     assert f" {round((train + score) / 4 / 3600 * 2, 2)} " in page_of(load_trials(plan.folder), price=2.0).text
@@ -213,7 +222,12 @@ def test_several_sweeps_are_never_averaged_together(tmp_path: Path) -> None:
     assert [trial.labels for trial in merged([told_apart(plan) for plan in alone]).trials] == [
         {"config": re.sub(r"-s\d+$", "", trial.run.path.name)} for trial in plans[0].trials
     ]  # its seeds are averaged
-    assert {trial.labels["sweep"] for trial in merged([plans[1], *alone]).trials} == {plans[1].name, "runs"}
+    assert {trial.labels["sweep"] for trial in merged([plans[1], *alone]).trials} == {plans[1].name, "(single runs)"}
+    assert merged([plans[0], *alone]).trials == merged([plans[0]]).trials  # none counts twice
+    copy = tmp_path / "elsewhere" / alone[0].folder.name
+    shutil.copytree(alone[0].folder, copy)
+    apart = merged([alone[0], load_trials(copy)]).trials
+    assert [trial.labels["in"] for trial in apart] == [str(alone[0].folder.parent), str(copy.parent)]
     named = [replace(plan, trials=tuple(replace(t, labels={"sweep": "z"}) for t in plan.trials)) for plan in plans]
     assert [trial.labels for trial in merged(named).trials][::4] == [{"in sweep": n, "sweep": "z"} for n in "pq"]
     shared = replace(plans[1], trials=(*plans[1].trials, replace(plans[0].trials[0], labels={"augment": "new"})))

@@ -31,6 +31,8 @@ from gantool.result_tables import (
     to_csv,
     to_json_lines,
     to_markdown,
+    with_interval,
+    with_spread,
 )
 from gantool.results import Row, Spread, collect, grouped
 from gantool.runs import RunDirectory, eval_digest
@@ -154,12 +156,15 @@ def test_real_images_are_the_yardstick() -> None:
 
 def test_numbers_have_four_digits() -> None:
     values = [0.0, 45.2345, 123.456, 12345.6, 0.00123456, -3.2, 1e-12]
-    assert [number_text(v) for v in values] == ["0.00", "45.23", "123.5", "12346", "0.001235", "-3.200", "0.00000000"]
+    assert [number_text(v) for v in values] == ["0.00", "45.23", "123.5", "12346", "0.001235", "-3.200", "1.000e-12"]
     assert spread_text(Spread(45.234, 1.2, 3)) == "45.23 ± 1.20 (3)"
     assert difference_text(Spread(1.5, None, 1)) == "+1.500 (1)" and difference_text(None) == "-"
     assert spread_text(None) == "-"
     assert number_text(3.0214e30) == "3.021e+30" and spread_text(Spread(3e30, 1e29, 2)) == "3.000e+30 ± 1.000e+29 (2)"
     assert difference_text(Spread(-3e30, None, 1)) == "-3.000e+30 (1)"
+    assert number_text(-0.0) == "0.00"
+    assert (with_spread(4.0251, 0.52), with_spread(9e-4, 4.6e-3)) == ("4.025 ± 0.520", "0.000900 ± 0.004600")
+    assert with_interval(10.12, 9.871, 11.2) == "10.12 [9.87, 11.20]"
 
 
 def test_csv_and_markdown_read_back() -> None:

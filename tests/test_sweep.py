@@ -461,8 +461,9 @@ def test_each_slot_has_its_threads_and_gpu(place: Place, monkeypatch: pytest.Mon
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     said = {local.last_output(o.trial.run)[-1] for o in outcome.outcomes}
     assert said == {f"threads {threads} gpu {gpu} shared by 1" for gpu in ("4", "GPU-abc")}
-    shared = [local.Slots(*slots, threads=1).shared_by for slots in ((3, ("0",)), (3, ("0", "1")), (2, ()))]
-    assert shared == [3, 2, 2]
+    for (count, gpus), shared in (((3, ("0",)), [3, 3, 3]), ((3, ("0", "1")), [2, 1, 2]), ((2, ()), [2, 2])):
+        slots = local.Slots(count, gpus, threads=1)
+        assert [slots.shared_by(slot) for slot in range(count)] == shared
 
 
 @pytest.mark.parametrize(

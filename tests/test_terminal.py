@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -115,6 +116,22 @@ def test_plain_lines_say_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: 
         f"train 60/100  0:16 left  {numbers}",
         f"train 90/100  0:04 left  {numbers}",
         f"train 100/100  {numbers}",
+    ]
+
+
+def test_who_knows_better_says_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("gantool.terminal.time.monotonic", lambda: now)
+    with TerminalProgress() as progress:
+        for done, left in ((0, math.nan), (1, math.nan), (2, 100.0), (4, 0.0)):
+            progress.step("trials", done, 4, "2 running", left)
+            now += 11.0
+    assert capsys.readouterr().err.splitlines() == [
+        "trials 1/4  2 running",
+        "trials 2/4  1:40 left  2 running",
+        "trials 4/4  2 running",
     ]
 
 

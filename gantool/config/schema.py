@@ -117,8 +117,8 @@ class RuntimeConfig(Model):
     checkpoint_every: Duration = 1000
     """Interval of the checkpoints (full state); the last two are kept."""
     rewrites: bool = True
-    """Do a convolution beside a doubling or halving of the size as one strided convolution where that is faster; the
-    same numbers up to rounding."""
+    """Train with convolutions that change the size in the form that is fastest, as one strided convolution or as a
+    product of matrices; the same numbers up to rounding."""
     grid: Annotated[str, Field(pattern=r"^[1-9]\d?x[1-9]\d?$")] = "8x8"
     """Rows x columns of the sample grids."""
     samples_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "samples"

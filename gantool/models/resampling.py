@@ -27,7 +27,7 @@ _wanted = [True]
 
 @contextlib.contextmanager
 def rewritten(wanted: bool) -> Iterator[None]:
-    """Whether layers may take the strided form; how it was before comes back afterwards."""
+    """Whether layers may take another form than the plain one; how it was before comes back afterwards."""
     before, _wanted[0] = _wanted[0], wanted
     try:
         yield

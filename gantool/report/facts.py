@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
     journal, stride = _journal(path / "journal.jsonl")
     ranks = _number(facts.get("num_ranks")) or 1
     starts, _ = _journal(path / "starts.jsonl")
-    share = 1 / max(1, _number(starts[-1].get("shared_by")) or 1) if starts else 1  # of a device
+    share = _share_of_device(starts, journal)
     seconds = _number(result.get("seconds")) or stride * sum(_number(row.get("seconds")) or 0 for row in journal)
     rates = sorted(rate for row in journal if (rate := _number(row.get("images_per_second"))))
     scores = list(_scores(path))
@@ -95,7 +96,7 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         curve=_curve(journal),
         images_per_second=rates[len(rates) // 2] if rates else None,
         train_hours=seconds * ranks * share / 3600 if journal else None,
-        score_hours=share * sum(map(_rank_seconds, scores)) / 3600,
+        score_hours=_share(starts[-1:]) * sum(map(_rank_seconds, scores)) / 3600,
         num_starts=len(starts),
         device=str(facts.get("device", "")),
         identity=_identity(facts),
@@ -140,6 +141,21 @@ def _journal(path: Path) -> tuple[list[dict[str, Any]], int]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows, stride
+
+
+def _share_of_device(starts: list[dict[str, Any]], journal: list[dict[str, Any]]) -> float:
+    """The part of its device that a run had, over the time of its training; it may change with each start."""
+    times = [(row["step"], _number(row.get("seconds")) or 0.0) for row in journal]
+    whole = sum(seconds for _, seconds in times)
+    if not whole:
+        return _share(starts[-1:])
+    began = [start["step"] for start in starts]
+    shares = [_share(starts[max(0, bisect.bisect_left(began, step) - 1) :][:1]) for step, _ in times]
+    return sum(share * seconds for share, (_, seconds) in zip(shares, times, strict=True)) / whole
+
+
+def _share(starts: list[dict[str, Any]]) -> float:
+    return 1 / max(1, _number(starts[0].get("shared_by")) or 1) if starts else 1.0
 
 
 def _rank_seconds(score: dict[str, Any]) -> float:

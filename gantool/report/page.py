@@ -176,13 +176,15 @@ def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list
 
 
 def _commands(plan: SweepPlan) -> list[str]:
-    """The command of a sweep, as it is called from here; none for several sweeps."""
+    """The command of a sweep, with the way to where it was started; none for several sweeps."""
     if plan.file is None:
         return []
-    near = os.path.relpath(plan.file)
-    file = str(plan.file) if near.startswith("..") else near
+    here = Path.cwd()
+    home = (plan.home or here).resolve()
+    file = os.path.relpath(plan.file.resolve(), home)
     sets = [word for text in plan.assignments for word in ("--set", text)]
-    return [shlex.join(["gantool", "sweep", file, *sets])]
+    way = f"cd {shlex.quote(str(home))} && " if home != here else ""
+    return [way + shlex.join(["gantool", "sweep", file, *sets])]
 
 
 def _directions(report: Report, metrics: Sequence[str]) -> dict[str, int]:

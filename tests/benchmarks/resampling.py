@@ -2,10 +2,11 @@
 
     python tests/benchmarks/resampling.py [--batch 64] [--rounds 9] [--threads 2] [--device cpu]
 
-doubled, pooled: a 3x3 convolution beside a change of size, against one strided convolution. doubling, halving: a 4x4
-convolution with stride 2, against a product of matrices (on CPUs). A ratio is the time of the first form over that of
-the second, median of the rounds; `models/resampling.py` takes the second where these are above 1. Sizes are those of
-the feature map on the large side; a doubling halves the channels, a halving doubles them.
+doubled, pooled: a 3x3 convolution beside a change of size, against one strided convolution (which may in turn be a
+product, by the rules of a training). doubling, halving: a 4x4 convolution with stride 2, against a product of matrices
+(on CPUs). A ratio is the time of the first form over that of the second, median of the rounds; `models/resampling.py`
+takes the second where these are above 1. Sizes are those of the feature map on the large side; a doubling halves the
+channels, a halving doubles them.
 """
 
 from __future__ import annotations
