@@ -25,7 +25,7 @@ from gantool.manifest import SweepPlan, load_trials
 from gantool.metrics.scores import direction
 from gantool.progress import Silent
 from gantool.report.facts import read_run
-from gantool.report.page import MOST_SHOWN, _best, _directions, render
+from gantool.report.page import MOST_SHOWN, _best, _directions, _median, render
 from gantool.result_tables import flat, sweep_latex
 from gantool.results import Row, collect, grouped
 from gantool.sweep import merged, told_apart
@@ -105,6 +105,11 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
     (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')
     hours = read_run(first, collect([first])).train_hours
     assert hours is not None and hours == pytest.approx(80 * 2 * (0.5 / 4 + 0.5) / 3600)
+    on_cpu = json.loads((first.run.path / "run.json").read_text()) | {"device": "cpu"}  # its processes share it
+    (first.run.path / "run.json").write_text(json.dumps(on_cpu))
+    assert read_run(first, collect([first])).train_hours == pytest.approx(hours / 2)
+    (first.run.path / "run.json").write_text(json.dumps(on_cpu | {"device": "NVIDIA H100"}))
+    assert _median([200.0, None, 100.0]) == 150 and _median([]) is None
     for trial in plan.trials:  # as if four runs had shared each device
         (trial.run.path / "starts.jsonl").write_text('{"step": 0}\n{"step": 40, "shared_by": 4}\n')
     assert f" {round((train + score) / 4 / 3600 * 2, 2)} " in page_of(load_trials(plan.folder), price=2.0).text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,11 +81,12 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
     facts = _mapping(files.read_json(path / "run.json"))
     result = _mapping(files.read_json(path / "result.json"))
     journal, stride = _journal(path / "journal.jsonl")
-    ranks = _number(facts.get("num_ranks")) or 1
+    device = str(facts.get("device", ""))
+    ranks = 1 if device == "cpu" else _number(facts.get("num_ranks")) or 1  # those on a CPU share it
     starts, _ = _journal(path / "starts.jsonl")
     share = _share_of_device(starts, journal)
     seconds = _number(result.get("seconds")) or stride * sum(_number(row.get("seconds")) or 0 for row in journal)
-    rates = sorted(rate for row in journal if (rate := _number(row.get("images_per_second"))))
+    rates = [rate for row in journal if (rate := _number(row.get("images_per_second")))]
     scores = list(_scores(path))
     final = next((score for score in reversed(_list(result.get("scores"))) if isinstance(score, dict)), {})
     nearest = sorted((path / "scores").glob("*-nearest.png"))
@@ -94,11 +96,11 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         status=trial.run.status(),
         config=config,
         curve=_curve(journal),
-        images_per_second=rates[len(rates) // 2] if rates else None,
+        images_per_second=statistics.median(rates) if rates else None,
         train_hours=seconds * ranks * share / 3600 if journal else None,
-        score_hours=_share(starts[-1:]) * sum(map(_rank_seconds, scores)) / 3600,
+        score_hours=_share(starts[-1:]) * sum(_device_seconds(score, device) for score in scores) / 3600,
         num_starts=len(starts),
-        device=str(facts.get("device", "")),
+        device=device,
         identity=_identity(facts),
         series=_series(scores),
         titles={digest_of(score.get("protocol")): str(score.get("data_title", "")) for score in scores},
@@ -158,8 +160,9 @@ def _share(starts: list[dict[str, Any]]) -> float:
     return 1 / max(1, _number(starts[0].get("shared_by")) or 1) if starts else 1.0
 
 
-def _rank_seconds(score: dict[str, Any]) -> float:
-    return (_number(score.get("seconds")) or 0) * (_number(score.get("num_ranks")) or 1)
+def _device_seconds(score: dict[str, Any], device: str) -> float:
+    ranks = 1 if device == "cpu" else _number(score.get("num_ranks")) or 1
+    return (_number(score.get("seconds")) or 0) * ranks
 
 
 def _lines(path: Path) -> Iterator[bytes]:

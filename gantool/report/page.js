@@ -8,7 +8,7 @@
     const cell = row.cells[index];
     const shown = cell.dataset.value !== undefined ? cell : cell.querySelector("[data-value]:not([hidden])");
     const text = shown ? shown.dataset.value : cell.textContent.trim();
-    const number = Number.parseFloat(text);
+    const number = Number(text);
     return text === "" || text === "-" ? null : Number.isNaN(number) ? text : number;
   };
   const compare = (a, b) =>

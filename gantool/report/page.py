@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,7 @@ class Variant:
     @property
     def images_per_second(self) -> float | None:
         """The median of the runs' medians."""
-        rates = sorted(run.images_per_second for run in self.runs if run.images_per_second)
-        return rates[len(rates) // 2] if rates else None
+        return _median(run.images_per_second for run in self.runs)
 
 
 def write_page(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: float | None = None) -> Path:
@@ -396,19 +396,23 @@ def _cost(runs: Sequence[RunFacts], price: float | None) -> list[dict[str, Any]]
     for device in dict.fromkeys(run.device for run in runs if run.train_hours is not None):
         own = [run for run in runs if run.device == device and run.train_hours is not None]
         train, score = sum(run.train_hours or 0 for run in own), sum(run.score_hours for run in own)
-        rates = sorted(run.images_per_second for run in own if run.images_per_second)
         found.append(
             {
                 "device": device or "unknown",
                 "runs": len(own),
                 "train": train,
                 "score": score,
-                "rate": rates[len(rates) // 2] if rates else None,
+                "rate": _median(run.images_per_second for run in own),
                 "starts": sum(run.num_starts for run in own),
                 "price": (train + score) * price if price is not None else None,
             }
         )
     return found
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return statistics.median(known) if known else None
 
 
 def _identities(runs: Sequence[RunFacts]) -> list[tuple[str, dict[str, int]]]:
