@@ -17,6 +17,7 @@ from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import Trial
+from gantool.progress import Progress
 from gantool.submissions import Jobs
 
 SPREADS = ("_std", "_error", "_low", "_high")
@@ -110,11 +111,15 @@ class Group:
     """Whether runs with these labels were scored by other protocols too."""
 
 
-def collect(trials: Iterable[Trial]) -> list[Row]:
+def collect(trials: Iterable[Trial], progress: Progress | None = None) -> list[Row]:
     """A row for each score of each run that is done, and one for each other run."""
-    trials = list(trials)
+    trials, rows = list(trials), []
     jobs = Jobs(trial.run for trial in trials)
-    return [row for trial in trials for row in _rows_of(trial, jobs)]
+    for number, trial in enumerate(trials, 1):
+        rows += _rows_of(trial, jobs)
+        if progress is not None:
+            progress.step("scores", number, len(trials))
+    return rows
 
 
 def scores_of(trial: Trial) -> dict[str, float]:

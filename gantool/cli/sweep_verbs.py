@@ -303,11 +303,11 @@ def report(
         text = f"none of the {len(plan.trials)} runs is there (the first: {plan.trials[0].run.path})"
         raise UsageError(f"{plan.folder}: {text}", "start the sweep; or bring the runs to where they were")
     plan = replace(plan, folder=out or plan.folder)
-    rows = collect(plan.trials)
-    _print_results(plan, rows, form)
     with terminal_progress() as progress:
         for note in plan.notes:
             progress.say(note)
+        rows = collect(plan.trials, progress)
+    _print_results(plan, rows, form)
     try:
         write_results(plan, rows)
         _write_page(plan, rows, price)
