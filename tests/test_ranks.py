@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -84,6 +86,22 @@ def test_ranks_agree_on_a_step_when_one_gets_the_signal(gantool: Gantool, tiny: 
     assert status["state"] == "stopped" and facts["step"] == status["step"]
 
 
+def test_ranks_of_a_torchrun_that_dies_save_and_leave(tiny: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "gantool", "train", tiny, *sets(("steps=100000",))]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([*torchrun, *map(str, words)], stdout=said, stderr=said)
+    run = next(iter_run(tmp_path / "runs"))
+    wait_for(lambda: journal_step(run) > 0)
+    ranks = children_of(process.pid)
+    process.send_signal(signal.SIGUSR2)  # which it does not know
+    assert len(ranks) == 2 and process.wait(timeout=120) == -signal.SIGUSR2
+    wait_for(lambda: not any(map(alive, ranks)))
+    status = json.loads((run / "status.json").read_text())
+    facts = checkpoint.read_facts(sorted((run / "checkpoints").glob("*"))[-1])
+    assert status["state"] == "stopped" and facts["step"] == status["step"]
+
+
 OF_ITS_OWN = """\
 import os
 import torch
@@ -114,6 +132,14 @@ def iter_run(folder: Path):  # type: ignore[no-untyped-def]
         if found:
             yield found[0]
         time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie that nobody asks after."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def children_of(pid: int) -> list[int]:
