@@ -136,7 +136,10 @@ def cache_folder_works() -> bool:
 
 def writable(path: Path) -> bool:
     """Whether files can be made at `path`, or in the folder that would hold it."""
-    existing = _existing(path)
+    try:
+        existing = _existing(path)
+    except FileNotFoundError:  # a relative path, and the working directory was removed
+        return False
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 

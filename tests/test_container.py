@@ -143,6 +143,16 @@ def test_caches_that_the_host_placed_where_the_container_has_nothing_are_not_tak
     assert placed(monkeypatch) == ours
 
 
+def test_a_relative_folder_for_caches_in_a_working_directory_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert not container.writable(Path("mpl"))
+
+
 def test_what_is_not_there_may_not_have_been_brought_in(
     gantool: Gantool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
