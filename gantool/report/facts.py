@@ -45,9 +45,9 @@ class RunFacts:
     curve: Curve = field(default_factory=Curve)
     images_per_second: float | None = None
     train_hours: float | None = None
-    """Hours of training times processes; without the steps that were done twice."""
+    """Device hours of training: times GPUs, by the share of them; without the steps that were done twice."""
     score_hours: float = 0.0
-    """Hours of scoring times processes."""
+    """Device hours of scoring."""
     num_starts: int = 0
     device: str = ""
     identity: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
     result = _mapping(files.read_json(path / "result.json"))
     journal, stride = _journal(path / "journal.jsonl")
     device = str(facts.get("device", ""))
-    ranks = 1 if device == "cpu" else _number(facts.get("num_ranks")) or 1  # those on a CPU share it
+    devices = _num_devices(facts, device)
     starts, _ = _journal(path / "starts.jsonl")
     share = _share_of_device(starts, journal)
     seconds = _number(result.get("seconds")) or stride * sum(_number(row.get("seconds")) or 0 for row in journal)
@@ -97,8 +97,10 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         config=config,
         curve=_curve(journal),
         images_per_second=statistics.median(rates) if rates else None,
-        train_hours=seconds * ranks * share / 3600 if journal else None,
-        score_hours=_share(starts[-1:]) * sum(_device_seconds(score, device) for score in scores) / 3600,
+        train_hours=seconds * devices * share / 3600 if journal else None,
+        score_hours=_share(starts[-1:])
+        * sum((_number(score.get("seconds")) or 0) * _num_devices(score, device) for score in scores)
+        / 3600,
         num_starts=len(starts),
         device=device,
         identity=_identity(facts),
@@ -160,9 +162,9 @@ def _share(starts: list[dict[str, Any]]) -> float:
     return 1 / max(1, _number(starts[0].get("shared_by")) or 1) if starts else 1.0
 
 
-def _device_seconds(score: dict[str, Any], device: str) -> float:
-    ranks = 1 if device == "cpu" else _number(score.get("num_ranks")) or 1
-    return (_number(score.get("seconds")) or 0) * ranks
+def _num_devices(facts: dict[str, Any], device: str) -> float:
+    """A GPU for each process; those on a CPU share it."""
+    return 1 if device == "cpu" else _number(facts.get("num_ranks")) or 1
 
 
 def _lines(path: Path) -> Iterator[bytes]:
