@@ -25,7 +25,8 @@ from gantool.manifest import SweepPlan, load_trials
 from gantool.metrics.scores import direction
 from gantool.progress import Silent
 from gantool.report.facts import read_run
-from gantool.report.page import MOST_SHOWN, _best, _directions, _median, render
+from gantool.report.page import MOST_SHOWN, _best, _directions, render
+from gantool.report.variants import median
 from gantool.result_tables import flat, sweep_latex
 from gantool.results import Row, collect, grouped
 from gantool.sweep import merged, told_apart
@@ -109,7 +110,7 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
     (first.run.path / "run.json").write_text(json.dumps(on_cpu))
     assert read_run(first, collect([first])).train_hours == pytest.approx(hours / 2)
     (first.run.path / "run.json").write_text(json.dumps(on_cpu | {"device": "NVIDIA H100"}))
-    assert _median([200.0, None, 100.0]) == 150 and _median([]) is None
+    assert median([200.0, None, 100.0]) == 150 and median([]) is None
     for trial in plan.trials:  # as if four runs had shared each device
         (trial.run.path / "starts.jsonl").write_text('{"step": 0}\n{"step": 40, "shared_by": 4}\n')
     assert f" {round((train + score) / 4 / 3600 * 2, 2)} " in page_of(load_trials(plan.folder), price=2.0).text
@@ -180,6 +181,34 @@ def test_a_large_sweep_is_a_small_page(tmp_path: Path) -> None:
     assert sum(tag == "article" for tag, _ in page.elements) == MOST_SHOWN == 60
     assert "The first 60 of 80 variants" in page.text and len(text) < 20_000_000
     assert page.text.count("a9") >= 8  # all are in the table
+
+
+@pytest.mark.parametrize("most", [3_000_000, 900_000, 200_000])
+def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    axes = {"first": [f"a{i}" for i in range(10)], "second": [f"b{i}" for i in range(8)]}
+    plan = made_sweep(tmp_path, axes, 1, num_rows=300, num_grids=8, states=dict.fromkeys(range(40, 80), "failed"))
+    whole = Page(text := render(plan, collect(plan.trials), Silent()))
+    monkeypatch.setattr("gantool.report.page.MOST_BYTES", most)
+    page = Page(small := render(plan, collect(plan.trials), Silent()))
+    assert len(small.encode()) <= most < len(text.encode())
+    pictures, all_pictures = (sum(tag == "img" for tag, _ in one.elements) for one in (page, whole))
+    assert pictures < all_pictures == 60 * 8
+    rows, all_rows = (sum("data-labels" in a for tag, a in one.elements if tag == "tr") for one in (page, whole))
+    if most == 3_000_000:  # fewer grids of each variant, and nothing else
+        assert rows == all_rows and 60 < pictures and "would be larger" not in page.text
+        steps = [int(str(a["data-step"])) for tag, a in page.elements if tag == "li" and "data-step" in a]
+        assert steps[0] == 0 and steps[pictures // 60 - 1] == 3000  # still from the first to the last
+    else:
+        assert f"The first {rows // 3} variants, of 80: with all of them the page would be larger" in page.text
+        assert 3 <= rows < all_rows == 3 * 80 and "of these runs, of 40" in page.text
+        titles = ("fid", "is")
+        assert [title for title in titles if f"{title} (shapes 16x16)" in page.text] == ["fid"]
+        assert "1 more pairs of a metric and a protocol have no figures here" in page.text
+    assert "No grid yet." not in page.text
+    ids = {a["id"] for _, a in page.elements if a.get("id")}
+    assert all(str(a["href"])[1:] in ids for tag, a in page.elements if tag == "a" and str(a["href"])[0] == "#")
 
 
 def test_sweeps_that_have_not_begun_or_have_no_scores(tmp_path: Path) -> None:

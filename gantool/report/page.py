@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -18,25 +16,23 @@ from markupsafe import Markup
 import gantool
 from gantool import files
 from gantool.config.document import dump_yaml
-from gantool.config.grid import Labels, Report, label_of
+from gantool.config.grid import Report
 from gantool.manifest import SweepPlan
 from gantool.metrics.scores import direction
 from gantool.progress import Progress, counted
 from gantool.report import plots
 from gantool.report.effects import Axes, Cell, interactions, main_effects
 from gantool.report.facts import RunFacts, read_run
-from gantool.report.pictures import Thumbnail, thumbnail
+from gantool.report.variants import Variant, add_details, add_pictures, link, median, name_of, variants_of
 from gantool.result_tables import difference_text, number_text, protocol_text, shown_metrics, spread_text
-from gantool.results import NOT_WHAT_THEY_SHOULD_BE, SPREADS, Group, Row, Spread, grouped, origins
+from gantool.results import NOT_WHAT_THEY_SHOULD_BE, SPREADS, Group, Row, grouped, origins
 
 MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
-_FRAMES = 8  # grids of one variant, from its first to its last
-_SIDE = 320  # pixels of a thumbnail
-_BYTES = 12_000_000  # of thumbnails
+MOST_BYTES = 19_500_000  # of the page
+_PICTURE_BYTES = 12_000_000  # of thumbnails, where there is room for so many
 _MOST_LINES = 8  # variants in a figure of scores against steps
 _MOST_PAIRS = 9  # panels of interactions
 _MOST_FIGURES = 40  # pairs of a metric and a protocol that get figures
-_MOST_CURVES = 4  # seeds in a figure of curves
 _IDENTITY = {
     "gantool": "gantool",
     "commit": "commit",
@@ -47,49 +43,6 @@ _IDENTITY = {
     "device": "device",
     "processes": "processes x threads",
 }
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One grid of a variant."""
-
-    step: int
-    picture: Thumbnail
-    link: str
-
-
-@dataclass
-class Variant:
-    """The runs that differ by their seed alone, as the page shows them."""
-
-    number: int
-    name: str
-    group: Group
-    runs: list[RunFacts]
-    changes: dict[str, str]
-    """The keys of the config that not all runs of the page have the same, with this variant's values."""
-    frames: list[Frame]
-    shown: RunFacts | None = None
-    """The run whose grids these are."""
-    nearest: Frame | None = None
-    curves: str = ""
-    class_headers: tuple[str, ...] = ()
-    class_rows: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def hours(self) -> float:
-        """Device hours of training."""
-        return sum(run.train_hours or 0 for run in self.runs)
-
-    @property
-    def score_hours(self) -> float:
-        """Device hours of scoring."""
-        return sum(run.score_hours for run in self.runs)
-
-    @property
-    def images_per_second(self) -> float | None:
-        """The median of the runs' medians."""
-        return _median(run.images_per_second for run in self.runs)
 
 
 def write_page(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: float | None = None) -> Path:
@@ -104,46 +57,79 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
     runs = _read_runs(plan, rows, progress)
     groups = grouped(rows, plan.report)
     metrics = shown_metrics(groups, plan.report)
-    common, variants = _variants(groups, runs)
-    _add_pictures(variants[:MOST_SHOWN], plan.folder, progress)
+    common, variants = variants_of(groups, runs)
+    shown = variants[:MOST_SHOWN]
+    add_details(shown, progress)
     figures, left_out = _figures(groups, variants, metrics, _axes(plan), progress)
     once = list({run.path.resolve(): run for run in runs}.values())  # sweeps may share runs
     states = [run.state for run in once]
-    return _template().render(
-        plan=plan,
-        title=plan.name,
-        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        version=gantool.__version__,
-        num_runs=counted(len(once), "run"),
-        states={state: states.count(state) for state in dict.fromkeys(states)},
-        seeds=sorted({run.trial.seed for run in once}),
-        axes=_axes(plan),
-        baseline=", ".join(f"{axis} {label}" for axis, label in plan.report.against.items()),
-        missing=[run for run in once if run.state != "done"],
-        links={str(run.path): _link(run.path, plan.folder) for run in runs},
-        commands=_commands(plan),
-        notes=plan.notes,
-        scored_in_training=any(run.series for run in runs),
-        warnings=_warnings(rows),
-        metrics=metrics,
-        directions=(directions := _directions(plan.report, metrics)),
-        best=_best(groups, directions),
-        variants=variants,
-        most_shown=MOST_SHOWN,
-        several_data=len({group.data_title for group in groups if group.data_title}) > 1,
-        several_protocols=any(group.mixed for group in groups),
-        protocols=list({group.protocol_digest: group for group in groups if group.spreads}.values()),
-        figures=figures,
-        figures_left_out=left_out,
-        most_pairs=_MOST_PAIRS,
-        most_lines=_MOST_LINES,
-        cost=_cost(once, price),
-        price=price,
-        identities=_identities(once),
-        common=dump_yaml(_nested(common)) if common else "",
-        changed_keys=list(dict.fromkeys(key for variant in variants for key in variant.changes)),
-        headline=_headline(plan.report, groups),
-    )
+    missing = [run for run in once if run.state != "done"]
+    words = {
+        "plan": plan,
+        "title": plan.name,
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "version": gantool.__version__,
+        "num_runs": counted(len(once), "run"),
+        "states": {state: states.count(state) for state in dict.fromkeys(states)},
+        "seeds": sorted({run.trial.seed for run in once}),
+        "axes": _axes(plan),
+        "baseline": ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items()),
+        "missing": missing,
+        "links": {str(run.path): link(run.path, plan.folder) for run in runs},
+        "commands": _commands(plan),
+        "notes": plan.notes,
+        "scored_in_training": any(run.series for run in runs),
+        "warnings": _warnings(rows),
+        "metrics": metrics,
+        "directions": (directions := _directions(plan.report, metrics)),
+        "best": _best(groups, directions),
+        "variants": variants,
+        "several_data": len({group.data_title for group in groups if group.data_title}) > 1,
+        "several_protocols": any(group.mixed for group in groups),
+        "protocols": list({group.protocol_digest: group for group in groups if group.spreads}.values()),
+        "figures": figures,
+        "figures_left_out": left_out,
+        "most_pairs": _MOST_PAIRS,
+        "most_lines": _MOST_LINES,
+        "cost": _cost(once, price),
+        "price": price,
+        "identities": _identities(once),
+        "common": dump_yaml(_nested(common)) if common else "",
+        "changed_keys": list(dict.fromkeys(key for variant in variants for key in variant.changes)),
+        "headline": _headline(plan.report, groups),
+    }
+    limits, size = _fitted(words, Limits(len(variants), len(shown), len(figures), len(missing)))
+    room = min(_PICTURE_BYTES, MOST_BYTES - size)
+    add_pictures(shown[: limits.cards], plan.folder, room, progress)
+    return _template().render(words, limits=limits)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many of each kind the page shows, from the first."""
+
+    rows: int
+    """Variants in a table."""
+    cards: int
+    """Variants with pictures and curves."""
+    figures: int
+    """Pairs of a metric and a protocol with figures."""
+    missing: int
+    """Runs that are not done."""
+
+    def halved(self) -> Limits:
+        """Half of each, but at least one."""
+        return Limits(*(max(1, number // 2) for number in (self.rows, self.cards, self.figures, self.missing)))
+
+
+def _fitted(words: dict[str, Any], limits: Limits) -> tuple[Limits, int]:
+    """As much as a page without pictures has room for, and its size in bytes."""
+    template = _template()
+    while True:
+        size = len(template.render(words, limits=limits).encode())
+        if size <= MOST_BYTES or limits.halved() == limits:
+            return limits, size
+        limits = limits.halved()
 
 
 def _template() -> jinja2.Template:
@@ -201,36 +187,6 @@ def _axes(plan: SweepPlan) -> Axes:
     return {axis: list(labels) for axis, labels in found.items()}
 
 
-def _name(labels: Labels) -> str:
-    return ", ".join(f"{axis} {label}" for axis, label in labels.items()) or "all runs"
-
-
-def _variants(groups: Sequence[Group], runs: Sequence[RunFacts]) -> tuple[dict[str, Any], list[Variant]]:
-    """The config that all runs share, and the groups with their runs; with several protocols, runs occur twice."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed")
-    known = [run for run in runs if run.config]
-    absent = object()
-    common = {
-        key: known[0].config[key]
-        for key in keys
-        if key in known[0].config and all(run.config.get(key, absent) == known[0].config[key] for run in known[1:])
-    }
-    variants = []
-    for number, group in enumerate(groups):
-        own = [run for run in runs if run.trial.labels == group.labels and _has(run, group)]
-        config = own[0].config if own else {}
-        changes = {key: label_of(config[key]) for key in keys if key not in common and key in config}
-        name = _name(group.labels) + (f", protocol {group.protocol_digest}" if group.mixed else "")
-        variants.append(Variant(number, name, group, own, changes, []))
-    return common, variants
-
-
-def _has(run: RunFacts, group: Group) -> bool:
-    """Whether a run is one of the group's: scored by its protocol; without a score, where it counts as missing."""
-    scored = [row.protocol_digest for row in run.rows if row.values]
-    return group.protocol_digest in scored if scored else group.num_missing > 0
-
-
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings again."""
     tree: dict[str, Any] = {}
@@ -241,64 +197,6 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[last] = value
     return tree
-
-
-def _add_pictures(variants: Sequence[Variant], folder: Path, progress: Progress) -> None:
-    """Grids of one seed, the same for all variants where it can be; curves; neighbours; numbers by class."""
-    seeds = [run.trial.seed for variant in variants for run in variant.runs if run.grids]
-    seed = max(sorted(set(seeds)), key=seeds.count, default=0)
-    budget = _BYTES // max(1, len(variants))
-    for number, variant in enumerate(variants):
-        ordered = sorted(variant.runs, key=lambda run: (not run.grids, run.trial.seed != seed))
-        if ordered:
-            variant.shown = ordered[0]
-            neighbours = next((run.nearest for run in ordered if run.nearest), None)
-            picture = thumbnail(neighbours, 2 * _SIDE) if neighbours else None
-            variant.frames = _frames(ordered[0], folder, budget - (len(picture.uri) if picture else 0))
-            if neighbours and picture:
-                variant.nearest = Frame(0, picture, _link(neighbours, folder))
-            curves = [run.curve for run in ordered if run.curve.steps][:_MOST_CURVES]
-            if curves:
-                variant.curves = Markup(plots.curves_figure(curves, f"{variant.name} ({number})"))
-            variant.class_headers, variant.class_rows = _class_table(variant.runs)
-        progress.step("draw", number + 1, len(variants))
-
-
-def _frames(run: RunFacts, folder: Path, budget: int) -> list[Frame]:
-    """Grids from the first to the last, at about equal ratios of steps, as many as the budget of bytes allows."""
-    steps = sorted(run.grids)
-    last = thumbnail(run.grids[steps[-1]], _SIDE) if steps else None
-    if last is None:
-        return []
-    most = max(1, min(_FRAMES, budget // len(last.uri)))
-    frames = [Frame(steps[-1], last, _link(run.grids[steps[-1]], folder))]
-    for step in reversed(_spread_out(steps, most)[:-1]):
-        picture = thumbnail(run.grids[step], _SIDE)
-        if picture is not None:
-            frames.insert(0, Frame(step, picture, _link(run.grids[step], folder)))
-    return frames
-
-
-def _spread_out(steps: list[int], most: int) -> list[int]:
-    """At most so many of the steps: the first, the last, and those nearest to equal ratios between."""
-    if len(steps) <= most:
-        return steps
-    if most == 1:
-        return steps[-1:]
-    first, last = max(1, steps[1]), steps[-1]
-    wanted = [first * (last / first) ** (i / max(1, most - 2)) for i in range(most - 1)]
-    return sorted({steps[0], last, *(min(steps, key=lambda step: abs(step - at)) for at in wanted)})
-
-
-def _class_table(runs: Sequence[RunFacts]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Headers and rows of the scores by class: mean and spread over the seeds."""
-    classes = dict.fromkeys(name for run in runs for name in run.per_class)
-    keys = dict.fromkeys(key for run in runs for row in run.per_class.values() for key in row)
-    rows = []
-    for name in classes:
-        found = [[r.per_class[name][key] for r in runs if key in r.per_class.get(name, {})] for key in keys]
-        rows.append((name, *(spread_text(Spread.of(numbers)) for numbers in found)))
-    return ("class", *keys) if classes else (), tuple(rows)
 
 
 def _figures(
@@ -382,7 +280,7 @@ def _best(groups: Sequence[Group], directions: dict[str, int]) -> dict[str, set[
 
 def _headline(report: Report, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The best variant of each protocol by the report's metric."""
-    return [{"name": _name(g.labels), "spread": g.spreads[report.metric or ""], "group": g} for g in groups if g.best]
+    return [{"name": name_of(g.labels), "spread": g.spreads[report.metric or ""], "group": g} for g in groups if g.best]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
@@ -402,17 +300,12 @@ def _cost(runs: Sequence[RunFacts], price: float | None) -> list[dict[str, Any]]
                 "runs": len(own),
                 "train": train,
                 "score": score,
-                "rate": _median(run.images_per_second for run in own),
+                "rate": median(run.images_per_second for run in own),
                 "starts": sum(run.num_starts for run in own),
                 "price": (train + score) * price if price is not None else None,
             }
         )
     return found
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value]
-    return statistics.median(known) if known else None
 
 
 def _identities(runs: Sequence[RunFacts]) -> list[tuple[str, dict[str, int]]]:
@@ -423,10 +316,6 @@ def _identities(runs: Sequence[RunFacts]) -> list[tuple[str, dict[str, int]]]:
         if values:
             found.append((title, {value: values.count(value) for value in dict.fromkeys(values)}))
     return found
-
-
-def _link(path: Path, folder: Path) -> str:
-    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
 def _duration(hours: float) -> str:
