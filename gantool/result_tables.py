@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from gantool import files
 from gantool.config.grid import Report
 from gantool.manifest import SweepPlan
+from gantool.progress import Progress
 from gantool.results import ENDED_BADLY, SPREADS, Group, Row, Spread, grouped, origins
 
 
@@ -256,15 +257,18 @@ def to_json_lines(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
 
 
-def write_results(plan: SweepPlan, rows: Sequence[Row]) -> list[Path]:
+def write_results(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list[Path]:
     """results.csv, results.jsonl, results.md and results.tex in the sweep's folder."""
-    texts = {
-        "csv": to_csv(flat(rows)),
-        "jsonl": to_json_lines(rows),
-        "md": sweep_markdown(plan, rows),
-        "tex": sweep_latex(plan, rows),
+    kinds: dict[str, Callable[[], str]] = {
+        "csv": lambda: to_csv(flat(rows)),
+        "jsonl": lambda: to_json_lines(rows),
+        "md": lambda: sweep_markdown(plan, rows),
+        "tex": lambda: sweep_latex(plan, rows),
     }
-    paths = [plan.folder / f"results.{ending}" for ending in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        files.write_text(path, text)
+    paths = []
+    for ending, text in kinds.items():
+        progress.step("results", len(paths), len(kinds))
+        paths.append(plan.folder / f"results.{ending}")
+        files.write_text(paths[-1], text())
+    progress.step("results", len(paths), len(kinds))
     return paths

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -217,6 +218,7 @@ def grouped(rows: Sequence[Row], report: Report) -> list[Group]:
     Protocols stand in the order of the rows; groups without a score come last.
     """
     buckets = _buckets(rows)
+    protocols = Counter(labels for labels, _ in buckets)
     groups = []
     for (_, digest), members in buckets.items():
         scored = [row for row in members if row.values]
@@ -234,7 +236,7 @@ def grouped(rows: Sequence[Row], report: Report) -> list[Group]:
                 data_title=first.data_title,
                 protocol=first.protocol,
                 protocol_digest=digest,
-                mixed=sum(labels == _key(first.labels) for labels, _ in buckets) > 1,
+                mixed=protocols[_key(first.labels)] > 1,
             )
         )
     return _ranked(groups, report)
@@ -253,10 +255,11 @@ def _buckets(rows: Sequence[Row]) -> dict[_Bucket, list[Row]]:
     for row in rows:
         if row.values:
             buckets.setdefault((_key(row.labels), row.protocol_digest), []).append(row)
+    first = {labels: (labels, digest) for labels, digest in reversed(buckets)}
     for row in rows:
         if not row.values:
-            same = [bucket for bucket in buckets if bucket[0] == _key(row.labels)]
-            buckets.setdefault(same[0] if same else (_key(row.labels), ""), []).append(row)
+            labels = _key(row.labels)
+            buckets.setdefault(first.get(labels, (labels, "")), []).append(row)
     return buckets
 
 

@@ -79,7 +79,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
             notes.append(f"left out, because runs of this sweep lost these nodes twice: {', '.join(excluded)}")
         arrays: dict[str, int] = {}
         for batch, tasks in _batches(plan, site, limits, todo, excluded):
-            id_ = _hand_over(plan, batch, tasks, states)
+            id_ = _hand_over(plan, batch, tasks, states, progress)
             arrays[id_] = sum(map(len, tasks))
             progress.say(f"submitted: array {id_} with {counted(arrays[id_], 'run')}")
         report = _submit_report(plan, site, limits, jobs, [*arrays], notes)
@@ -220,9 +220,12 @@ def _batches(
             yield batch, chunk
 
 
-def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: dict[Path, State]) -> str:
+def _hand_over(
+    plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: dict[Path, State], progress: Progress
+) -> str:
     before: dict[Path, str] = {}  # what is written over, for the case that sbatch refuses
-    for trial in (trial for task in tasks for trial in task):
+    trials = [trial for task in tasks for trial in task]
+    for number, trial in enumerate(trials, 1):
         for path in (trial.run.path / name for name in ("status.json", "job.json")):
             if path.exists():
                 before[path] = path.read_text(encoding="utf-8")
@@ -230,6 +233,7 @@ def _hand_over(plan: SweepPlan, batch: Batch, tasks: list[list[Trial]], states: 
         if states[trial.run.path] in _FAILED:
             said = trial.run.status()
             trial.run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
+        progress.step("configs", number, len(trials))
     runs = [[trial.run for trial in task] for task in tasks]
     submission = write_submission(plan.folder, plan.name, runs)
     named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv"), batch.slurm))

@@ -18,7 +18,7 @@ from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted
 from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, write_manifest
-from gantool.progress import Progress, counted
+from gantool.progress import Progress, Silent, counted
 from gantool.result_tables import number_text, write_results
 from gantool.results import Row, collect, scores_of
 from gantool.runs import RunDirectory, State
@@ -52,13 +52,17 @@ class SweepOutcome:
 
 
 def plan(
-    path: Path, assignments: Sequence[str] = (), folder: Path = Path("sweeps"), on_slurm: bool = False
+    path: Path,
+    assignments: Sequence[str] = (),
+    folder: Path = Path("sweeps"),
+    on_slurm: bool = False,
+    progress: Progress | None = None,
 ) -> SweepPlan:
     """The runs of the sweep file at `path`, all of them checked; writes nothing. `folder` holds all sweeps.
 
     ConfigError lists all problems. `assignments` (`a.b=c`) change the base of every run, or what they ask of Slurm.
     """
-    grid = read_grid(path, assignments, on_slurm)
+    grid = read_grid(path, assignments, on_slurm, progress or Silent())
     trials = tuple(
         Trial(
             RunDirectory(Path(point.config.runtime.runs_dir) / point.config.run_id),
@@ -128,7 +132,7 @@ def run(
             teller.tell(outcome, "earlier; to start it again: --retry-failed")
     runner = LocalRunner(chosen, command, wanted.__contains__, teller.start, teller.end, teller.step)
     num_signals = runner.run(todo)
-    rows, written = gather(plan)
+    rows, written = gather(plan, progress)
     if any(outcome.state == "stopped" for outcome in runner.outcomes) or len(runner.outcomes) < len(todo):
         raise _interrupted(plan, runner.outcomes, num_signals)
     by_path = {outcome.trial.run.path: _latest(outcome) for outcome in [*left_alone, *runner.outcomes]}
@@ -171,10 +175,10 @@ def _is_run(plan: SweepPlan) -> bool:
     return [trial.run.path.resolve() for trial in plan.trials] == [plan.folder.resolve()]
 
 
-def gather(plan: SweepPlan) -> tuple[list[Row], list[Path]]:
+def gather(plan: SweepPlan, progress: Progress) -> tuple[list[Row], list[Path]]:
     """The scores there are, and the files they are written to, in the sweep's folder."""
-    rows = collect(plan.trials)
-    return rows, write_results(plan, rows)
+    rows = collect(plan.trials, progress)
+    return rows, write_results(plan, rows, progress)
 
 
 def _latest(outcome: Outcome) -> Outcome:

@@ -64,7 +64,8 @@ def sweep(
         if slots is not None:
             raise UsageError("--slots is for runs on this machine, but here is Slurm", "add --local, or leave it out")
         return _submit(config, assignments or [], site, dry_run, retry_failed, form)
-    plan = verb.plan(config, assignments or [])
+    with terminal_progress() as progress:
+        plan = verb.plan(config, assignments or [], progress=progress)
     if not local and (silence := verb.silence(plan)):
         hint = "go to a login node of the cluster; or add --local, which runs here what is not done"
         raise UsageError(f"sweep {plan.name}: {silence}", hint)
@@ -104,7 +105,8 @@ def _submit(
     from gantool.submit import preview, submit
 
     site, _ = load_site(site_file)
-    plan = verb.plan(config, assignments, on_slurm=True)
+    with terminal_progress() as progress:
+        plan = verb.plan(config, assignments, on_slurm=True, progress=progress)
     if dry_run:
         script, said = preview(plan, site, retry_failed)
         _print_states(plan_states(plan), form)
@@ -135,7 +137,8 @@ def _submit(
         print(array)
     if done.num_runs or set(counts) & {"running", "queued", "held", "requeued"}:
         return None
-    rows, _ = verb.gather(plan)
+    with terminal_progress() as progress:
+        rows, _ = verb.gather(plan, progress)
     _print_results(plan, rows, form)
     _write_page(plan, rows)
     return EXIT_FAILED if {"failed", "diverged"} & set(counts) else None
@@ -309,7 +312,8 @@ def report(
         rows = collect(plan.trials, progress)
     _print_results(plan, rows, form)
     try:
-        write_results(plan, rows)
+        with terminal_progress() as progress:
+            write_results(plan, rows, progress)
         _write_page(plan, rows, price)
     except GantoolError as error:
         raise GantoolError(error.message, f"{error.hint}; or choose another folder: --out FOLDER") from error

@@ -30,6 +30,7 @@ from gantool.config.loader import (
 from gantool.config.schema import RunConfig, format_error_key
 from gantool.config.sweep_file import MAX_RUNS, ReportConfig, SlurmConfig, SweepConfig
 from gantool.errors import ConfigError, UsageError
+from gantool.progress import Progress, Silent
 
 Labels = dict[str, str]
 """Where a run stands in the sweep: axis (or single key) -> label."""
@@ -73,7 +74,9 @@ class _Axis:
     settings: dict[str, Document]  # label -> what it sets
 
 
-def read_grid(path: Path, assignments: Sequence[str] = (), on_slurm: bool = False) -> Grid:
+def read_grid(
+    path: Path, assignments: Sequence[str] = (), on_slurm: bool = False, progress: Progress | None = None
+) -> Grid:
     """Read the sweep file at `path`; `assignments` (`a.b=c`) change the base, beneath the axes, or the sweep's `slurm`.
 
     ConfigError lists everything that is wrong with the file or with any of its runs, which have several processes each
@@ -94,7 +97,7 @@ def read_grid(path: Path, assignments: Sequence[str] = (), on_slurm: bool = Fals
     cells = reader.cells(changes)
     base = overlay(Document({"name": name}, {}, source.name), _read_base(sweep.base, source, path), *changes)
     num_ranks = sweep.slurm.num_ranks() if on_slurm else 1
-    configs = _validated(base, cells, num_ranks, reader.key_lines())
+    configs = _validated(base, cells, num_ranks, reader.key_lines(), progress or Silent())
     points, notes = _unique(sweep.seeds, cells, configs, source)
     return Grid(name, points, _report(sweep.report, points, source), sweep.slots, sweep.slurm, notes)
 
@@ -276,16 +279,19 @@ def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[str]:
             yield above + key
 
 
-def _validated(base: Document, cells: list[_Cell], num_ranks: int, key_lines: dict[str, str]) -> list[RunConfig]:
+def _validated(
+    base: Document, cells: list[_Cell], num_ranks: int, key_lines: dict[str, str], progress: Progress
+) -> list[RunConfig]:
     configs: list[RunConfig] = []
     found: dict[_Problem, list[Labels]] = {}
-    for labels, documents in cells:
+    for number, (labels, documents) in enumerate(cells, 1):
         try:
             configs.append(validate_run(overlay(base, *documents), num_ranks))
         except ConfigError as error:
             for where, key, text, hint in error.problems:
                 line = key_lines.get(key, where) if text == UNKNOWN_KEY else where  # the value's line, else
                 found.setdefault((line, key, text, hint), []).append(labels)
+        progress.step("check", number, len(cells))
     if found:
         raise ConfigError([_said_once(problem, labels, len(cells)) for problem, labels in found.items()])
     return configs

@@ -41,7 +41,7 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began, used = time.perf_counter(), time.process_time()
         plan = load_trials(plan.folder)
-        rows, _ = gather(plan)
+        rows, _ = gather(plan, Silent())
         page = write_page(plan, rows, Silent())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         took, cpu = time.perf_counter() - began, time.process_time() - used
