@@ -1,7 +1,10 @@
-"""Several ranks of one command on this machine: `gantool train --nproc N`. Torch-free; torchrun or srun do as well."""
+"""How gantool starts: quickly, and as several ranks of one command on this machine: `gantool train --nproc N`.
+Torch-free; torchrun or srun do as well."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import socket
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +27,17 @@ def program() -> list[str]:
     working directory, where a file may have the name of a module."""
     script = Path(sys.executable).with_name("gantool")
     return [str(script)] if script.is_file() else [sys.executable, "-m", "gantool"]
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Without looking for garbage while large libraries are loaded, nor in what they have made, which stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def launch(num_ranks: int, arguments: list[str]) -> int:

@@ -265,7 +265,7 @@ def write_results(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> l
         "md": lambda: sweep_markdown(plan, rows),
         "tex": lambda: sweep_latex(plan, rows),
     }
-    paths = []
+    paths: list[Path] = []
     for ending, text in kinds.items():
         progress.step("results", len(paths), len(kinds))
         paths.append(plan.folder / f"results.{ending}")

@@ -16,6 +16,7 @@ from gantool.config.loader import load_run_config, overlay, read_run_document, v
 from gantool.config.schema import RunConfig
 from gantool.errors import GantoolError, InterruptedRun, UsageError
 from gantool.interrupts import Interrupts, describe
+from gantool.launch import quick_imports
 from gantool.progress import Progress, Silent
 from gantool.runs import RunBusy, RunDirectory
 
@@ -107,8 +108,9 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     data = ensure_packed(settings.data, Path(settings.runtime.data_dir), told)
     data = staged(data, settings.data, told)
     check_digest(data, told)
-    from gantool.runtime import Runtime, device_caution
-    from gantool.train import train as run_to_end
+    with quick_imports():
+        from gantool.runtime import Runtime, device_caution
+        from gantool.train import train as run_to_end
 
     runtime = Runtime(settings.runtime)
     progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()

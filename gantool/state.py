@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gantool import models
+from gantool import models, optimizers
 from gantool.config.base import Ramp
 from gantool.config.objective import (
     AdaAugment,
@@ -141,11 +141,11 @@ def _optimizer(settings: AnyOptimizer, network: nn.Module) -> torch.optim.Optimi
     if isinstance(settings, (AdamConfig, AdamWConfig)):
         betas = (settings.beta1, _first(settings.beta2))
         if isinstance(settings, AdamConfig):
-            return torch.optim.Adam(parameters, lr, betas, settings.eps, **fused)
-        return torch.optim.AdamW(parameters, lr, betas, settings.eps, settings.weight_decay, **fused)
+            return optimizers.Adam(parameters, lr, betas, settings.eps, **fused)
+        return optimizers.AdamW(parameters, lr, betas, settings.eps, settings.weight_decay, **fused)
     if isinstance(settings, RmspropConfig):
-        return torch.optim.RMSprop(parameters, lr, settings.alpha, settings.eps)
-    return torch.optim.SGD(parameters, lr, settings.momentum, **fused)
+        return optimizers.RMSprop(parameters, lr, settings.alpha, settings.eps)
+    return optimizers.SGD(parameters, lr, settings.momentum, **fused)
 
 
 def _first(scheduled: float | Ramp) -> float:

@@ -7,6 +7,7 @@ going to run, so `--help`, `status`, `sweep --dry-run` and config errors answer 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 
@@ -39,7 +40,10 @@ def main() -> None:
         from gantool.launch import follow
 
         follow(os.getppid())  # torchrun dies of signals that it does not know, like USR2, without a word to its ranks
-    app(prog_name="gantool")
+    try:
+        app(prog_name="gantool")
+    finally:
+        gc.freeze()  # the interpreter would look through all modules for garbage, three times, on its way out
 
 
 def _keep_stdout_for_results() -> None:

@@ -23,6 +23,7 @@ from gantool.cli.program import (
     warn_of_loss,
 )
 from gantool.errors import EXIT_DONE, EXIT_FAILED, GantoolError, UsageError
+from gantool.launch import quick_imports
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -194,8 +195,9 @@ def sample(
     if grid and num:
         which = "--show" if show else "--grid"
         raise UsageError(f"--num has no effect with {which}, which draws rows x columns images", "leave it out")
-    from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid, save_grid
-    from gantool.sample import sample as run
+    with quick_imports():
+        from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid, save_grid
+        from gantool.sample import sample as run
 
     shape = parse_grid(grid) if grid else None
     if shape and out and out.suffix.lower() != ".png":
@@ -343,8 +345,10 @@ def evaluate(
 def _eval_ranks(device: str | None, progress: TerminalProgress) -> tuple[Any, Any]:
     """(ranks, device) of this process."""
     from gantool.config.schema import RuntimeConfig
-    from gantool.metrics.collection import Alone
-    from gantool.runtime import Runtime, return_large_blocks
+
+    with quick_imports():
+        from gantool.metrics.collection import Alone
+        from gantool.runtime import Runtime, return_large_blocks
     from gantool.start import world_size
 
     return_large_blocks()

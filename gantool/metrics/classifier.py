@@ -29,6 +29,7 @@ from gantool.data.pack import PackedDataset
 from gantool.errors import UsageError
 from gantool.metrics.cache import once
 from gantool.metrics.features import Extractor, batches
+from gantool.optimizers import AdamW
 from gantool.precision import float32_products
 from gantool.progress import Progress
 
@@ -182,7 +183,7 @@ def train_network(
     end = max(1, min(MOST_IMAGES, max(FEWEST_IMAGES, EPOCHS * len(usable))) // batch)
     network = _build(shape, num_classes, seed=seed)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE)
+    optimizer = AdamW(network.parameters(), lr=PEAK_RATE)
     total, step = end * batch, 0
     losses = torch.zeros((), device=device)
     with float32_products(tf32=False), torch.enable_grad():
