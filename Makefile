@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit bench clean locks test-slurm test-browser test-container
+.PHONY: help install demo test lint types unit bench clean locks test-docs test-slurm test-browser test-container
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,9 @@ locks: install  ## Pin what goes into the image, newly (containers/requirements-
 	$(call lock,cuda12,3.13,torch<2.11)
 	$(call lock,cuda13,3.13,torch<2.15)
 	$(call lock,cpu,3.11,torch==2.13.0+cpu,--no-emit-package torchvision)
+
+test-docs: install  ## Commands of the pages for other programs, against the help of those that are here (seconds)
+	$(BIN)/python -m pytest -rs tests/test_docs_programs.py
 
 test-slurm: install  ## Sweeps on a real Slurm that is started here (needs root and Debian's packages; minutes)
 	$(BIN)/python -m pytest -rs -n 8 --dist worksteal tests/slurm

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import typer
+from pages import NAMES, PAGES, ROOT, code_of, split, words_for_gantool
 
 from gantool.cli import app
 from gantool.config.document import parse_document
@@ -21,12 +20,8 @@ from gantool.config.site import SiteConfig, load_site
 from gantool.errors import GantoolError
 from gantool.sweep import plan
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")])
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 VERBS = [command.name for command in app.registered_commands]
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-STARTERS = ("apptainer run", "apptainer exec", "docker run", "podman run", "python -m", "python3 -m")
 
 
 class Command(NamedTuple):
@@ -42,42 +37,6 @@ class Command(NamedTuple):
 
 class Wrong(Exception):
     """gantool would not take a command."""
-
-
-def code_of(text: str) -> Iterator[tuple[str, str | None]]:
-    """Each line of code (indented or fenced, continued lines joined) with the line below it, and all inline code."""
-    text = re.sub(r"\\\n\s*", "", text)
-    lines, fenced = [*text.splitlines(), ""], False
-    for line, below in itertools.pairwise(lines):
-        if line.startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    "):
-            yield line.strip().removeprefix("$ "), below.strip()
-    for code in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)):
-        yield " ".join(code.split()), None
-
-
-def split(line: str) -> list[list[str]]:
-    """The words of each command in a line of shell, without comments and what a wide gap sets apart."""
-    lexer = shlex.shlex(re.split(r"\s{2,}(?=[^\s#-])", line)[0], posix=True, punctuation_chars=";|&<>")
-    lexer.whitespace_split = True
-    found: list[list[str]] = [[]]
-    try:
-        for word in lexer:
-            found = [*found, []] if set(word) <= set(";|&<>") else [*found[:-1], [*found[-1], word]]
-    except ValueError:  # a quote without its end: no shell
-        return []
-    return found
-
-
-def words_for_gantool(words: Sequence[str]) -> tuple[str, ...] | None:
-    """The words after `gantool`, also where torchrun, an image or Python starts it; None for other commands."""
-    programs = [i for i, word in enumerate(words) if Path(word).name == "gantool"]
-    if words[:2] == ["apptainer", "run"] or words[:1] == ["./gantool.sif"]:
-        programs += [i for i, word in enumerate(words) if Path(word).name == "gantool.sif"]
-    if " ".join(words[:2]) not in STARTERS and words[:1] != ["torchrun"]:
-        programs = [i for i in programs if i == 0]
-    return tuple(words[max(programs) + 1 :]) if programs else None
 
 
 def commands() -> list[Command]:
