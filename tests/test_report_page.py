@@ -106,6 +106,12 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
     (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')
     hours = read_run(first, collect([first])).train_hours
     assert hours is not None and hours == pytest.approx(80 * 2 * (0.5 / 4 + 0.5) / 3600)
+    (first.run.path / "starts.jsonl").write_text(
+        '{"step": 0}\n{"step": 200, "shared_by": 4}\n{"step": 100, "shared_by": 2}\n'
+    )
+    again = read_run(first, collect([first])).train_hours  # the third start did anew what the second had done
+    assert again == pytest.approx(80 * 2 * (0.25 + 0.75 / 2) / 3600)
+    (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')
     on_cpu = json.loads((first.run.path / "run.json").read_text()) | {"device": "cpu"}  # its processes share it
     (first.run.path / "run.json").write_text(json.dumps(on_cpu))
     assert read_run(first, collect([first])).train_hours == pytest.approx(hours / 2)

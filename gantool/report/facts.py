@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 import math
 import statistics
@@ -153,8 +152,9 @@ def _share_of_device(starts: list[dict[str, Any]], journal: list[dict[str, Any]]
     whole = sum(seconds for _, seconds in times)
     if not whole:
         return _share(starts[-1:])
-    began = [start["step"] for start in starts]
-    shares = [_share(starts[max(0, bisect.bisect_left(began, step) - 1) :][:1]) for step, _ in times]
+    # A start may begin before the one ahead of it, at an older checkpoint; what it did anew has replaced the rows.
+    made_by = [next((start for start in reversed(starts) if start["step"] < step), None) for step, _ in times]
+    shares = [_share([start] if start else starts[:1]) for start in made_by]
     return sum(share * seconds for share, (_, seconds) in zip(shares, times, strict=True)) / whole
 
 
