@@ -30,7 +30,7 @@ types: install  ## mypy, strict
 	$(BIN)/mypy
 
 unit: install  ## pytest, a process with one thread for each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: install  ## Measure the trainer against a bare loop on this machine
 	$(BIN)/gantool bench configs/bench.yaml

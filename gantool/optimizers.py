@@ -21,7 +21,8 @@ def _unmarked(kind: type[_Kind]) -> type[_Kind]:
     """The same optimizer, whose methods are those that torch wrapped."""
     methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in _MARKED}
     step = torch.no_grad()(inspect.unwrap(kind.step))  # as torch's own wrapper does
-    return cast("type[_Kind]", type(kind.__name__, (kind,), {**methods, "step": step, "__module__": __name__}))
+    words = {"__module__": __name__, "__doc__": f"torch.optim.{kind.__name__}."}
+    return cast("type[_Kind]", type(kind.__name__, (kind,), {**methods, **words, "step": step}))
 
 
 Adam = _unmarked(torch.optim.Adam)

@@ -141,13 +141,17 @@ class Words(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.steps: list[tuple[int, int | None]] = []
+        self.after: list[tuple[str, int, int | None]] = []
 
     def say(self, text: str) -> None:
         self.lines.append(text)
 
     def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
-        assert what == "trials"
-        self.steps.append((done, total))
+        assert what in ("trials", "scores", "results")  # one after the other, each to its end
+        if what == "trials":
+            self.steps.append((done, total))
+        else:
+            self.after.append((what, done, total))
 
 
 class Place:
@@ -231,6 +235,7 @@ def test_whole_sweep_then_nothing_left_to_do(place: Place) -> None:
     assert outcome.exit_code == 0 and [o.state for o in outcome.outcomes] == ["done"] * 4
     assert place.each_step_once()
     assert words.steps[-1] == (4, 4) and [done for done, _ in words.steps] == sorted(done for done, _ in words.steps)
+    assert words.after == [("scores", n, 4) for n in range(1, 5)] + [("results", n, 4) for n in range(5)]
     ends = [line for line in words.lines if line.startswith("done")]
     assert len(ends) == 4 and any("basic seed 1  fid 41.00" in line for line in ends)
     assert [line.split()[1] for line in ends] == ["1/4", "2/4", "3/4", "4/4"]
