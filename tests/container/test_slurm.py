@@ -3,12 +3,19 @@ that the image trained undisturbed."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
+from pages import ROOT, shell_lines
 from slurm.cluster import Cluster, free_port, why_not
 from slurm.desk import FAST, SLOW, Desk, assert_same_weights, output, starts
 from users import Image
@@ -63,7 +70,7 @@ def test_a_sweep_through_the_image_is_preempted_and_resumed(desk: Desk, image: I
 
 
 def test_a_template_through_the_image(desk: Desk, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    templates = Path(__file__).parents[2] / "slurm"
+    templates = ROOT / "slurm"
     monkeypatch.setenv("GANTOOL_JOB", str(templates / "job.sh"))
     monkeypatch.setenv("GANTOOL_CONTAINER", f"apptainer exec --bind {desk.folder} {image.path}")
     for name, value in DROPPED.items():
@@ -76,3 +83,67 @@ def test_a_template_through_the_image(desk: Desk, image: Image, monkeypatch: pyt
     desk.wait("the end of the run", lambda: list(desk.folder.glob("**/result.json")))
     (result,) = desk.folder.glob("**/result.json")
     assert files.read_json(result.parent / "run.json")["image"]["file"] == str(image.path)
+
+
+SECTION = "## 6. CIFAR-10 on a cluster"
+CHANGES = {
+    # No image registry, no download of weights or data, no hours: what is otherwise typed as it stands there.
+    "apptainer build gantool.sif containers/gantool.def": "ln {image} gantool.sif",
+    "wget --directory-prefix weights": "touch weights/pt_inception-2015-12-05-6726825d.pth # {rest}",
+    "apptainer run gantool.sif prepare --dataset cifar10": "{line} --source images",
+    "gantool sweep cifar_averaging.yaml": "{line} {small}",
+    "gantool status sweeps/cifar_averaging --watch": "gantool status sweeps/cifar_averaging",
+}
+SMALL = {
+    "batch": 8,
+    "n_dis": 1,
+    "steps": 4,
+    "generator.width": 8,
+    "generator.max_width": 8,
+    "discriminator.width": 8,
+    "discriminator.max_width": 8,
+    "eval": "{extractor: classifier, num: 40}",
+    "runtime.grid": "2x2",
+}
+
+
+def test_the_page_from_zero_to_a_table_is_followed_on_the_cluster(desk: Desk, image: Image) -> None:
+    """Line by line: the gantool of a login node without torch, the image, site.yaml, the sweep, its report."""
+    copy, home = desk.folder / "copy", desk.folder / "home"
+    copy.mkdir()
+    home.mkdir()
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    subprocess.run(["tar", "-x", "-C", copy], input=archive.stdout, check=True)
+    for number in range(120):
+        split = "test" if number >= 80 else "train"
+        path = copy / f"images/{split}/class{number % 10}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(np.full((32, 32, 3), 2 * number, np.uint8)).save(path)
+    page = (ROOT / "configs/from-zero-to-a-table.md").read_text()
+    section = page[page.index(SECTION) :]
+    for block in re.findall(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
+        name = block.split()[1]
+        block = block.replace("mem: 32G", "mem: 2G").replace("seeds: 5", "seeds: 2")
+        (copy / name).write_text(block + (f"env: {json.dumps(DROPPED)}\n" if name == "site.yaml" else ""))
+    small = shlex.join(word for key, value in SMALL.items() for word in ("--set", f"{key}={value}"))
+    said, exports, used = "", [], set()
+    for line in shell_lines(section):
+        start = next((start for start in CHANGES if line.startswith(start)), "")
+        used.add(start)
+        typed = CHANGES.get(start, "{line}").format(image=image.path, line=line, rest=line, small=small)
+        if line.startswith("gantool status"):
+            desk.wait("the results of the sweep", (copy / "sweeps/cifar_averaging/results.tex").exists)
+        environment = {"HOME": str(home), "PATH": os.environ["PATH"], "SLURM_CONF": os.environ["SLURM_CONF"]}
+        done = subprocess.run(
+            ["bash", "-ec", "\n".join([*exports, typed])], cwd=copy, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{typed}\n{done.stdout}\n{done.stderr}"
+        said += done.stdout
+        exports += [line] if line.startswith("export") else []
+    assert used == {"", *CHANGES}
+    assert "#SBATCH --account=ab1234" in said and "#SBATCH --partition=gpu" in said and "--time=240" in said
+    assert "4 runs in runs: 4 done" in said and "difference: fid against average none" in said
+    results = copy / "sweeps/cifar_averaging"
+    assert (results / "report.html").exists() and "(2)" in (results / "results.tex").read_text()
+    runs = [files.read_json(run) for run in copy.glob("runs/*/run.json")]
+    assert len(runs) == 4 and all(run["image"]["revision"] == "of-the-test" for run in runs)

@@ -294,6 +294,7 @@ class Cluster:
             f"NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs=4 RealMemory=8000{gpus}",
             f"PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=60 GraceTime={_GRACE_SECONDS}",
             "PartitionName=high Nodes=ALL PriorityTier=10 MaxTime=60 PreemptMode=OFF",
+            "PartitionName=gpu Nodes=ALL PriorityTier=1 MaxTime=1440",
         ]
         return "\n".join(lines) + "\n"
 
