@@ -189,32 +189,38 @@ def test_a_large_sweep_is_a_small_page(tmp_path: Path) -> None:
     assert page.text.count("a9") >= 8  # all are in the table
 
 
-@pytest.mark.parametrize("most", [3_000_000, 900_000, 200_000])
 def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = {"first": [f"a{i}" for i in range(10)], "second": [f"b{i}" for i in range(8)]}
-    plan = made_sweep(tmp_path, axes, 1, num_rows=300, num_grids=8, states=dict.fromkeys(range(40, 80), "failed"))
-    whole = Page(text := render(plan, collect(plan.trials), Silent()))
-    monkeypatch.setattr("gantool.report.page.MOST_BYTES", most)
-    page = Page(small := render(plan, collect(plan.trials), Silent()))
-    assert len(small.encode()) <= most < len(text.encode())
-    pictures, all_pictures = (sum(tag == "img" for tag, _ in one.elements) for one in (page, whole))
-    assert pictures < all_pictures == 60 * 8
-    rows, all_rows = (sum("data-labels" in a for tag, a in one.elements if tag == "tr") for one in (page, whole))
-    if most == 3_000_000:  # fewer grids of each variant, and nothing else
-        assert rows == all_rows and pictures > 60 and "would be larger" not in page.text
-        steps = [int(str(a["data-step"])) for tag, a in page.elements if tag == "li" and "data-step" in a]
-        assert steps[0] == 0 and steps[pictures // 60 - 1] == 3000  # still from the first to the last
-    else:
-        assert f"The first {rows // 3} variants, of 80: with all of them the page would be larger" in page.text
-        assert 3 <= rows < all_rows == 3 * 80 and "of these runs, of 40" in page.text
-        titles = ("fid", "is")
-        assert [title for title in titles if f"{title} (shapes 16x16)" in page.text] == ["fid"]
+    axes = {"first": [f"a{i}" for i in range(6)], "second": [f"b{i}" for i in range(4)]}
+    plan = made_sweep(tmp_path, axes, 1, num_rows=100, num_grids=8, states=dict.fromkeys(range(12, 24), "failed"))
+    scored = collect(plan.trials)
+
+    def page_below(most: int) -> tuple[Page, int, int, int]:
+        """The page, its bytes, its pictures, its rows of variants."""
+        monkeypatch.setattr("gantool.report.page.MOST_BYTES", most)
+        page = Page(text := render(plan, scored, Silent()))
+        rows = sum("data-labels" in attributes for tag, attributes in page.elements if tag == "tr")
+        return page, len(text.encode()), sum(tag == "img" for tag, _ in page.elements), rows
+
+    page, size, pictures, all_rows = page_below(19_500_000)
+    assert pictures == 24 * 8 and all_rows == 3 * 24 and "would be larger" not in page.text
+
+    page, small, pictures, rows = page_below(size * 9 // 10)  # fewer grids of each variant, and nothing else
+    assert small <= size * 9 // 10 and rows == all_rows and "would be larger" not in page.text
+    assert 24 < pictures < 24 * 8
+    steps = [int(str(a["data-step"])) for tag, a in page.elements if tag == "li" and "data-step" in a]
+    assert 0 in steps and sum(step in (500, 1000) for step in steps) >= 24  # still to the last, and from the first
+
+    for most in (size // 3, 200_000):  # the first rows, and no pictures any more
+        page, small, _, rows = page_below(most)
+        assert small <= most and 3 <= rows < all_rows
+        assert f"The first {rows // 3} variants, of 24: with all of them the page would be larger" in page.text
+        assert "of these runs, of 12" in page.text and "No grid yet." not in page.text
+        assert [title for title in ("fid", "is") if f"{title} (shapes 16x16)" in page.text] == ["fid"]
         assert "1 more pairs of a metric and a protocol have no figures here" in page.text
-    assert "No grid yet." not in page.text
-    ids = {a["id"] for _, a in page.elements if a.get("id")}
-    assert all(str(a["href"])[1:] in ids for tag, a in page.elements if tag == "a" and str(a["href"])[0] == "#")
+        ids = {a["id"] for _, a in page.elements if a.get("id")}
+        assert all(str(a["href"])[1:] in ids for tag, a in page.elements if tag == "a" and str(a["href"])[0] == "#")
 
 
 def test_sweeps_that_have_not_begun_or_have_no_scores(tmp_path: Path) -> None:

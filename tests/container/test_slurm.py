@@ -133,7 +133,7 @@ def test_the_page_from_zero_to_a_table_is_followed_on_the_cluster(desk: Desk, im
         typed = CHANGES.get(start, "{line}").format(image=image.path, line=line, rest=line, small=small)
         if line.startswith("gantool status"):
             desk.wait("the results of the sweep", (copy / "sweeps/cifar_averaging/results.tex").exists)
-        environment = {"HOME": str(home), "PATH": os.environ["PATH"], "SLURM_CONF": os.environ["SLURM_CONF"]}
+        environment = {"HOME": str(home), **DROPPED, **{name: os.environ[name] for name in ("PATH", "SLURM_CONF")}}
         done = subprocess.run(
             ["bash", "-ec", "\n".join([*exports, typed])], cwd=copy, env=environment, capture_output=True, text=True
         )
