@@ -10,6 +10,7 @@ from pathlib import Path
 from gantool import cluster
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, load_trials
+from gantool.progress import Progress, Silent, told
 from gantool.runs import RunDirectory
 from gantool.submissions import Jobs
 
@@ -26,15 +27,17 @@ class Cancelled:
     """Runs of the selection that are done, and stay so."""
 
 
-def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False) -> Cancelled:
+def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False, progress: Progress | None = None) -> Cancelled:
     """Mark the runs in `folder` that are not done as cancelled, then end those jobs that have no other runs; a process
     that trains such a run sees the mark within seconds, saves, and leaves. `undo` takes the marks away again.
 
     words: `axis=label`, `seed=1` or `state=failed`, all of which must fit; or the name of a run directory.
     """
-    plan = load_trials(folder)
+    plan, progress = load_trials(folder), progress or Silent()
     jobs = Jobs(trial.run for trial in plan.trials)
-    states = {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in plan.trials}
+    states = {
+        trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in told(plan.trials, "states", progress)
+    }
     chosen = [trial for trial in _chosen(plan, words, states) if states[trial.run.path] != "done"]
     left = len(_chosen(plan, words, states)) - len(chosen)
     if undo:
@@ -44,7 +47,7 @@ def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False) -> Cance
             (trial.run.path / "job.json").unlink(missing_ok=True)  # a job that scancel ended counts no more
         return Cancelled(tuple(marked), (), left)
     fresh = [trial for trial in chosen if not trial.run.marked("cancelled")]
-    for trial in fresh:  # before the jobs end, so that none of them is started again
+    for trial in told(fresh, "marks", progress):  # before the jobs end, so that none of them is started again
         trial.run.mark("cancelled", "gantool cancel")
     if jobs.silence:
         text = f"{len(chosen)} runs are marked and will not start again, but their jobs were not ended"

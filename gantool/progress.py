@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+_Item = TypeVar("_Item")
 
 
 class Part(NamedTuple):
@@ -36,6 +38,13 @@ class Silent:
 
     def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
         """Nothing."""
+
+
+def told(items: Sequence[_Item], what: str, progress: Progress) -> Iterator[_Item]:
+    """The items, one after the other; of each, `progress` hears when it is done."""
+    for number, item in enumerate(items, 1):
+        yield item
+        progress.step(what, number, len(items))
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import Trial
-from gantool.progress import Progress
+from gantool.progress import Progress, told
 from gantool.submissions import Jobs
 
 SPREADS = ("_std", "_error", "_low", "_high")
@@ -112,15 +112,10 @@ class Group:
     """Whether runs with these labels were scored by other protocols too."""
 
 
-def collect(trials: Iterable[Trial], progress: Progress | None = None) -> list[Row]:
+def collect(trials: Sequence[Trial], progress: Progress) -> list[Row]:
     """A row for each score of each run that is done, and one for each other run."""
-    trials, rows = list(trials), []
     jobs = Jobs(trial.run for trial in trials)
-    for number, trial in enumerate(trials, 1):
-        rows += _rows_of(trial, jobs)
-        if progress is not None:
-            progress.step("scores", number, len(trials))
-    return rows
+    return [row for trial in told(trials, "scores", progress) for row in _rows_of(trial, jobs)]
 
 
 def scores_of(trial: Trial) -> dict[str, float]:

@@ -13,6 +13,7 @@ from gantool.config.grid import Labels
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import SweepPlan, Trial, load_trials
+from gantool.progress import Progress, told
 from gantool.results import SPREADS, scores_in
 from gantool.runs import RunDirectory, State
 from gantool.submissions import Jobs
@@ -43,7 +44,7 @@ class TrialStatus:
     """When done: each metric."""
 
 
-def trial_states(folder: Path) -> tuple[list[TrialStatus], str]:
+def trial_states(folder: Path, progress: Progress) -> tuple[list[TrialStatus], str]:
     """All trials of a sweep (its folder, with sweep.json), a single run directory, or a folder of run directories; and
     why nothing is known of their jobs, where Slurm does not answer (else empty).
 
@@ -51,17 +52,17 @@ def trial_states(folder: Path) -> tuple[list[TrialStatus], str]:
     """
     plan = load_trials(folder)
     jobs = Jobs(trial.run for trial in plan.trials)
-    return _states(plan, jobs), jobs.silence.message if jobs.silence else ""
+    return _states(plan, jobs, progress), jobs.silence.message if jobs.silence else ""
 
 
-def plan_states(plan: SweepPlan) -> list[TrialStatus]:
+def plan_states(plan: SweepPlan, progress: Progress) -> list[TrialStatus]:
     """The trials of a plan."""
-    return _states(plan, Jobs(trial.run for trial in plan.trials))
+    return _states(plan, Jobs(trial.run for trial in plan.trials), progress)
 
 
-def _states(plan: SweepPlan, jobs: Jobs) -> list[TrialStatus]:
+def _states(plan: SweepPlan, jobs: Jobs, progress: Progress) -> list[TrialStatus]:
     now = time.time()
-    return [_trial_status(trial, now, jobs) for trial in plan.trials]
+    return [_trial_status(trial, now, jobs) for trial in told(plan.trials, "states", progress)]
 
 
 def counts(statuses: list[TrialStatus]) -> dict[State, int]:

@@ -26,7 +26,7 @@ from gantool.errors import GantoolError, UsageError
 from gantool.launch import program
 from gantool.manifest import SweepPlan, Trial, load_trials, write_manifest
 from gantool.metrics import weights
-from gantool.progress import Progress, Silent, counted
+from gantool.progress import Progress, Silent, counted, told
 from gantool.runs import State
 from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
 
@@ -70,7 +70,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
         for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
             stack.enter_context(turn(folder, progress))
         jobs = _settled_jobs(plan, progress)
-        states, notes = _states(plan, jobs), _mended(plan, jobs)
+        states, notes = _states(plan, jobs, progress), _mended(plan, jobs)
         wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
         notes += dropped
         todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
@@ -90,7 +90,7 @@ def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tu
     """The batch script of the first array that `submit` would hand over, and what sbatch says of it; submits nothing.
     Two empty texts when nothing is missing."""
     limits = _checked(plan, site)
-    states = _states(plan, Jobs([trial.run for trial in plan.trials]))
+    states = _states(plan, Jobs([trial.run for trial in plan.trials]), Silent())
     wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
     todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
     for batch, _ in _batches(plan, site, limits, todo, ()):
@@ -153,8 +153,8 @@ def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
     return jobs
 
 
-def _states(plan: SweepPlan, jobs: Jobs) -> dict[Path, State]:
-    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in plan.trials}
+def _states(plan: SweepPlan, jobs: Jobs, progress: Progress) -> dict[Path, State]:
+    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in told(plan.trials, "states", progress)}
 
 
 def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
@@ -225,7 +225,7 @@ def _hand_over(
 ) -> str:
     before: dict[Path, str] = {}  # what is written over, for the case that sbatch refuses
     trials = [trial for task in tasks for trial in task]
-    for number, trial in enumerate(trials, 1):
+    for trial in told(trials, "configs", progress):
         for path in (trial.run.path / name for name in ("status.json", "job.json")):
             if path.exists():
                 before[path] = path.read_text(encoding="utf-8")
@@ -233,7 +233,6 @@ def _hand_over(
         if states[trial.run.path] in _FAILED:
             said = trial.run.status()
             trial.run.write_status("planned", said.get("step", 0), said.get("total", 0), message="to be tried again")
-        progress.step("configs", number, len(trials))
     runs = [[trial.run for trial in task] for task in tasks]
     submission = write_submission(plan.folder, plan.name, runs)
     named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv"), batch.slurm))

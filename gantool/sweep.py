@@ -18,7 +18,7 @@ from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted
 from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, write_manifest
-from gantool.progress import Progress, Silent, counted
+from gantool.progress import Progress, Silent, counted, told
 from gantool.result_tables import number_text, write_results
 from gantool.results import Row, collect, scores_of
 from gantool.runs import RunDirectory, State
@@ -76,10 +76,10 @@ def plan(
     return replace(plan, assignments=tuple(assignments))
 
 
-def describe(plan: SweepPlan) -> dict[State, list[Trial]]:
+def describe(plan: SweepPlan, progress: Progress) -> dict[State, list[Trial]]:
     """The trials by state, the states in the order in which they first occur; writes nothing."""
     found: dict[State, list[Trial]] = {}
-    for trial, state in zip(plan.trials, _states(plan).values(), strict=True):
+    for trial, state in zip(plan.trials, _states(plan, progress).values(), strict=True):
         found.setdefault(state, []).append(trial)
     return found
 
@@ -91,15 +91,15 @@ def silence(plan: SweepPlan) -> str:
     return found.message if found else ""
 
 
-def _states(plan: SweepPlan) -> dict[Path, State]:
+def _states(plan: SweepPlan, progress: Progress) -> dict[Path, State]:
     jobs = Jobs(trial.run for trial in plan.trials)
-    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in plan.trials}
+    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in told(plan.trials, "states", progress)}
 
 
-def missing(plan: SweepPlan, retry_failed: bool = False) -> list[Trial]:
+def missing(plan: SweepPlan, progress: Progress, retry_failed: bool = False) -> list[Trial]:
     """The trials that `run` would start."""
     wanted = _TO_START | _FAILED if retry_failed else _TO_START
-    return [trial for state, trials in describe(plan).items() for trial in trials if state in wanted]
+    return [trial for state, trials in describe(plan, progress).items() for trial in trials if state in wanted]
 
 
 def run(
@@ -119,7 +119,7 @@ def run(
     for note in plan.notes:
         progress.say(note)
     wanted = _TO_START | _FAILED if retry_failed else _TO_START
-    found = _states(plan)
+    found = _states(plan, progress)
     todo = [trial for trial in plan.trials if found[trial.run.path] in wanted]
     left_alone = [
         _earlier(trial, found[trial.run.path]) for trial in plan.trials if found[trial.run.path] not in wanted

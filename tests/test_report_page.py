@@ -70,7 +70,7 @@ class Page(html.parser.HTMLParser):
 
 
 def page_of(plan: SweepPlan, price: float | None = None) -> Page:
-    return Page(render(plan, collect(plan.trials), Silent(), price))
+    return Page(render(plan, collect(plan.trials, Silent()), Silent(), price))
 
 
 def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,17 +104,17 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
     assert way in page_of(replace(load_trials(plan.folder), folder=elsewhere)).text
     first = load_trials(plan.folder).trials[0]
     (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')
-    hours = read_run(first, collect([first])).train_hours
+    hours = read_run(first, collect([first], Silent())).train_hours
     assert hours is not None and hours == pytest.approx(80 * 2 * (0.5 / 4 + 0.5) / 3600)
     (first.run.path / "starts.jsonl").write_text(
         '{"step": 0}\n{"step": 200, "shared_by": 4}\n{"step": 100, "shared_by": 2}\n'
     )
-    again = read_run(first, collect([first])).train_hours  # the third start did anew what the second had done
+    again = read_run(first, collect([first], Silent())).train_hours  # the third start did anew what the second had done
     assert again == pytest.approx(80 * 2 * (0.25 + 0.75 / 2) / 3600)
     (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')
     on_cpu = json.loads((first.run.path / "run.json").read_text()) | {"device": "cpu"}  # its processes share it
     (first.run.path / "run.json").write_text(json.dumps(on_cpu))
-    assert read_run(first, collect([first])).train_hours == pytest.approx(hours / 2)
+    assert read_run(first, collect([first], Silent())).train_hours == pytest.approx(hours / 2)
     (first.run.path / "run.json").write_text(json.dumps(on_cpu | {"device": "NVIDIA H100"}))
     assert median([200.0, None, 100.0]) == 150 and median([]) is None
     for trial in plan.trials:  # as if four runs had shared each device
@@ -182,7 +182,7 @@ def test_frames_are_the_grids_of_one_seed_from_the_first_to_the_last(tmp_path: P
 def test_a_large_sweep_is_a_small_page(tmp_path: Path) -> None:
     axes = {"first": [f"a{i}" for i in range(10)], "second": [f"b{i}" for i in range(8)]}
     plan = made_sweep(tmp_path, axes, 1, num_rows=10, num_grids=3)
-    text = render(plan, collect(plan.trials), Silent())
+    text = render(plan, collect(plan.trials, Silent()), Silent())
     page = Page(text)
     assert sum(tag == "article" for tag, _ in page.elements) == MOST_SHOWN == 60
     assert "The first 60 of 80 variants" in page.text and len(text) < 20_000_000
@@ -194,7 +194,7 @@ def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
 ) -> None:
     axes = {"first": [f"a{i}" for i in range(6)], "second": [f"b{i}" for i in range(4)]}
     plan = made_sweep(tmp_path, axes, 1, num_rows=100, num_grids=8, states=dict.fromkeys(range(12, 24), "failed"))
-    scored = collect(plan.trials)
+    scored = collect(plan.trials, Silent())
 
     def page_below(most: int) -> tuple[Page, int, int, int]:
         """The page, its bytes, its pictures, its rows of variants."""
@@ -252,11 +252,11 @@ def test_damaged_files_count_as_not_there(tmp_path: Path) -> None:
 
 def test_curves_are_means_over_intervals_of_steps(tmp_path: Path) -> None:
     plan = made_sweep(tmp_path, {"a": ["x"]}, 1, num_rows=6001, num_grids=1)
-    run = read_run(plan.trials[0], collect(plan.trials))
+    run = read_run(plan.trials[0], collect(plan.trials, Silent()))
     assert len(run.curve.steps) <= 150 and list(run.curve.steps) == sorted(run.curve.steps)
     for step, value in zip(run.curve.steps, run.curve.values["loss_g"], strict=True):
         assert value == pytest.approx(0.7 + 0.5 * step / 60010)  # the journal's law is linear
-    assert run.series[collect(plan.trials)[0].protocol_digest]["fid"][-1] == (60010, fid_of((0,), 0))
+    assert run.series[collect(plan.trials, Silent())[0].protocol_digest]["fid"][-1] == (60010, fid_of((0,), 0))
 
 
 def test_several_sweeps_are_never_averaged_together(tmp_path: Path) -> None:

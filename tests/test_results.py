@@ -18,6 +18,7 @@ from gantool import files
 from gantool.config.grid import Report
 from gantool.config.schema import EvalConfig, RunConfig
 from gantool.manifest import SweepPlan, Trial
+from gantool.progress import Silent
 from gantool.result_tables import (
     caption,
     difference_text,
@@ -214,7 +215,7 @@ def test_the_image_stands_below_the_table_and_mixtures_are_a_warning(tmp_path: P
         return Trial(run, {}, seed, config)
 
     one, same = (trial(seed, {"digest": "sha256:1", "file": "x"}, "2.10", "sha256:1") for seed in (0, 1))
-    rows = collect([one, same])
+    rows = collect([one, same], Silent())
     for text in (sweep_markdown(plan_of(rows, FID), rows), caption(plan_of(rows, FID), rows)):
         assert "image sha256:1" in text and "warning" not in text
     assert json.loads(sweep_json(plan_of(rows, FID), rows))["rows"][0]["trained_by"]["image"] == "sha256:1"
@@ -224,10 +225,10 @@ def test_the_image_stands_below_the_table_and_mixtures_are_a_warning(tmp_path: P
         ([one, bare], "several images: sha256:1, none"),
         ([one, bare], "several versions of torch: 2.10, 2.9"),
     ):
-        rows = collect(mixed)
+        rows = collect(mixed, Silent())
         for text in (sweep_markdown(plan_of(rows, FID), rows), caption(plan_of(rows, FID), rows)):
             assert f"warning: trained and scored by {words}" in text and "gantool:" not in text
-    rows = collect([bare])
+    rows = collect([bare], Silent())
     assert "image" not in caption(plan_of(rows, FID), rows)
 
 
@@ -245,7 +246,7 @@ def test_collect_takes_scores_of_finished_runs_only(tmp_path: Path) -> None:
     }  # fmt: skip
     trials = [trial(0, 10, 10, [score, {**score, "protocol": Q}]), trial(1, 10, 20, [score]), trial(2, 10, 10, [])]
     trials.append(Trial(RunDirectory(tmp_path / "nothing"), {"a": "b"}, 3, RunConfig()))
-    rows = collect(trials)
+    rows = collect(trials, Silent())
     assert [(r.seed, r.state, r.step, r.values, r.protocol) for r in rows] == [
         (0, "done", 9, {"fid": 4.5, "is": 2.0}, P),
         (0, "done", 9, {"fid": 4.5, "is": 2.0}, Q),

@@ -15,6 +15,7 @@ from gantool import files
 from gantool.config.schema import RunConfig
 from gantool.errors import UsageError
 from gantool.manifest import SweepPlan, write_manifest
+from gantool.progress import Silent
 from gantool.runs import RunDirectory, eval_digest
 from gantool.status import TrialStatus, counts, trial_states
 from gantool.sweep import plan
@@ -50,7 +51,7 @@ def age(run: RunDirectory, seconds: float) -> None:
 
 
 def states(made: SweepPlan) -> list[TrialStatus]:
-    return trial_states(made.folder)[0]
+    return trial_states(made.folder, Silent())[0]
 
 
 def test_every_state_is_told_apart(made: SweepPlan) -> None:
@@ -115,9 +116,9 @@ def test_dead_process_lets_go_of_its_run(made: SweepPlan) -> None:
 def test_single_run_and_folder_of_runs(made: SweepPlan) -> None:
     trial = made.trials[1]
     finish(trial.run, trial.config)
-    (status,) = trial_states(trial.run.path)[0]
+    (status,) = trial_states(trial.run.path, Silent())[0]
     assert (status.state, status.seed, status.labels) == ("done", 1, {}) and status.scores == {"fid": 12.5}
-    found = trial_states(Path("runs"))[0]
+    found = trial_states(Path("runs"), Silent())[0]
     assert len(found) == 8 and counts(found) == {"planned": 7, "done": 1}
     assert {status.run for status in found} == {trial.run.path for trial in made.trials[:-1]}
 
@@ -127,20 +128,20 @@ def test_a_damaged_run_does_not_hide_the_others(made: SweepPlan) -> None:
     finish(trial.run, trial.config)
     (trial.run.path / "config.yaml").write_text("steps: [")
     (made.trials[1].run.path / "status.json").write_text('{"state": "runn')
-    found = {status.run: status for status in trial_states(Path("runs"))[0]}
+    found = {status.run: status for status in trial_states(Path("runs"), Silent())[0]}
     assert len(found) == 8 and "config.yaml" in found[trial.run.path].message
     assert found[made.trials[1].run.path].state == "planned"
 
 
 def test_other_folders_are_told_with_a_way_out(made: SweepPlan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
-        trial_states(Path("nothing"))[0]
+        trial_states(Path("nothing"), Silent())[0]
     with pytest.raises(UsageError, match="no run in this folder") as caught:
-        trial_states(Path("sweeps"))[0]
+        trial_states(Path("sweeps"), Silent())[0]
     assert "sweeps here: sweeps/grid" in (caught.value.hint or "")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no run in this folder"):
-        trial_states(tmp_path / "empty")[0]
+        trial_states(tmp_path / "empty", Silent())[0]
 
 
 def test_a_thousand_trials_read_no_config_file_and_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,8 @@ def test_a_thousand_trials_read_no_config_file_and_no_torch(tmp_path: Path, monk
         (trial.run.path / "result.json").write_text(json.dumps(result))
     code = (
         "import os, sys, time; from pathlib import Path; from gantool.status import trial_states, counts\n"
-        "began = time.process_time(); found = counts(trial_states(Path('sweeps/grid'))[0])\n"
+        "from gantool.progress import Silent\n"
+        "began = time.process_time(); found = counts(trial_states(Path('sweeps/grid'), Silent())[0])\n"
         "print(found, 'torch' in sys.modules, 'yaml' in sys.modules, file=sys.stdout)\n"
         "print(f'{time.process_time() - began:.2f} s of CPU', file=sys.stderr)"
     )

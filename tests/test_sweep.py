@@ -141,17 +141,17 @@ class Words(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.steps: list[tuple[int, int | None]] = []
-        self.after: list[tuple[str, int, int | None]] = []
+        self.others: list[tuple[str, int, int | None]] = []
 
     def say(self, text: str) -> None:
         self.lines.append(text)
 
     def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
-        assert what in ("trials", "scores", "results")  # one after the other, each to its end
+        assert what in ("states", "trials", "scores", "results")  # one after the other, each to its end
         if what == "trials":
             self.steps.append((done, total))
         else:
-            self.after.append((what, done, total))
+            self.others.append((what, done, total))
 
 
 class Place:
@@ -235,7 +235,8 @@ def test_whole_sweep_then_nothing_left_to_do(place: Place) -> None:
     assert outcome.exit_code == 0 and [o.state for o in outcome.outcomes] == ["done"] * 4
     assert place.each_step_once()
     assert words.steps[-1] == (4, 4) and [done for done, _ in words.steps] == sorted(done for done, _ in words.steps)
-    assert words.after == [("scores", n, 4) for n in range(1, 5)] + [("results", n, 4) for n in range(5)]
+    assert words.others[:4] == [("states", n, 4) for n in range(1, 5)]
+    assert words.others[4:] == [("scores", n, 4) for n in range(1, 5)] + [("results", n, 4) for n in range(5)]
     ends = [line for line in words.lines if line.startswith("done")]
     assert len(ends) == 4 and any("basic seed 1  fid 41.00" in line for line in ends)
     assert [line.split()[1] for line in ends] == ["1/4", "2/4", "3/4", "4/4"]
@@ -426,11 +427,13 @@ def test_extended_grid_runs_only_what_is_new(place: Place) -> None:
 
 def test_describe_writes_nothing_and_needs_no_torch(place: Place) -> None:
     before = sorted(place.path.rglob("*"))
-    assert {state: len(trials) for state, trials in describe(plan(Path("grid.yaml"))).items()} == {"planned": 4}
+    found = describe(plan(Path("grid.yaml")), Silent())
+    assert {state: len(trials) for state, trials in found.items()} == {"planned": 4}
     assert sorted(place.path.rglob("*")) == before
     code = (
         "import sys; from pathlib import Path; from gantool.sweep import describe, plan; import gantool.status\n"
-        "describe(plan(Path('grid.yaml'))); sys.exit('torch' in sys.modules)"
+        "from gantool.progress import Silent\n"
+        "describe(plan(Path('grid.yaml')), Silent()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=place.path).returncode == 0
 
@@ -453,7 +456,7 @@ def test_manifest_belongs_to_one_sweep_file_and_can_be_moved(place: Place, monke
     for name in ("sweeps", "runs"):
         (place.path / name).rename(place.path / "moved" / name)
     monkeypatch.chdir("/")
-    states = trial_states(place.path / "moved/sweeps/grid")[0]
+    states = trial_states(place.path / "moved/sweeps/grid", Silent())[0]
     assert [status.state for status in states] == ["done"] * 4
     assert [trial.labels for trial in load_trials(place.path / "moved/sweeps/grid").trials][2] == {"augment": "basic"}
 

@@ -70,11 +70,13 @@ def sweep(
         hint = "go to a login node of the cluster; or add --local, which runs here what is not done"
         raise UsageError(f"sweep {plan.name}: {silence}", hint)
     if dry_run:
-        _print_states(plan_states(plan), form)
+        with terminal_progress() as progress:
+            states = plan_states(plan, progress)
+        _print_states(states, form)
         return None
     with terminal_progress() as progress:
         warn_of_loss(progress, *(Path(trial.config.runtime.runs_dir) for trial in plan.trials))
-        missing = [trial.config for trial in verb.missing(plan, retry_failed)]
+        missing = [trial.config for trial in verb.missing(plan, progress, retry_failed)]
         for data, folder in dict.fromkeys((item.data, item.runtime.data_dir) for item in missing):
             ensure_packed(data, Path(folder), progress)
         if any(item.eval for item in missing):
@@ -109,7 +111,9 @@ def _submit(
         plan = verb.plan(config, assignments, on_slurm=True, progress=progress)
     if dry_run:
         script, said = preview(plan, site, retry_failed)
-        _print_states(plan_states(plan), form)
+        with terminal_progress() as progress:
+            states = plan_states(plan, progress)
+        _print_states(states, form)
         if script and form == "table":
             print(f"\n{script}\nsbatch --test-only: {said}")
         return None
@@ -237,7 +241,8 @@ def _show_states(folder: Path, watch: bool, form: str, show: bool) -> None:
     from gantool.terminal import clear_screen
 
     while True:
-        states, silence = trial_states(folder)
+        with terminal_progress() as progress:
+            states, silence = trial_states(folder, progress)
         if watch:
             clear_screen()
         _print_states(states, form)
@@ -261,7 +266,8 @@ def cancel(
     """End runs for good, on the cluster or here: what they have is saved, and no job starts them again."""
     from gantool.cancel import cancel as run
 
-    done = run(folder, which or [], undo)
+    with terminal_progress() as progress:
+        done = run(folder, which or [], undo, progress)
     for trial in done.runs:
         print(trial.run.path)
     with terminal_progress() as progress:

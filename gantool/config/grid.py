@@ -30,7 +30,7 @@ from gantool.config.loader import (
 from gantool.config.schema import RunConfig, format_error_key
 from gantool.config.sweep_file import MAX_RUNS, ReportConfig, SlurmConfig, SweepConfig
 from gantool.errors import ConfigError, UsageError
-from gantool.progress import Progress, Silent
+from gantool.progress import Progress, Silent, told
 
 Labels = dict[str, str]
 """Where a run stands in the sweep: axis (or single key) -> label."""
@@ -284,14 +284,13 @@ def _validated(
 ) -> list[RunConfig]:
     configs: list[RunConfig] = []
     found: dict[_Problem, list[Labels]] = {}
-    for number, (labels, documents) in enumerate(cells, 1):
+    for labels, documents in told(cells, "check", progress):
         try:
             configs.append(validate_run(overlay(base, *documents), num_ranks))
         except ConfigError as error:
             for where, key, text, hint in error.problems:
                 line = key_lines.get(key, where) if text == UNKNOWN_KEY else where  # the value's line, else
                 found.setdefault((line, key, text, hint), []).append(labels)
-        progress.step("check", number, len(cells))
     if found:
         raise ConfigError([_said_once(problem, labels, len(cells)) for problem, labels in found.items()])
     return configs

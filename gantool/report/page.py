@@ -19,7 +19,7 @@ from gantool.config.document import dump_yaml
 from gantool.config.grid import Report
 from gantool.manifest import SweepPlan
 from gantool.metrics.scores import direction
-from gantool.progress import Progress, counted
+from gantool.progress import Progress, counted, told
 from gantool.report import plots
 from gantool.report.effects import Axes, Cell, interactions, main_effects
 from gantool.report.facts import RunFacts, read_run
@@ -151,13 +151,12 @@ def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list
     for row in rows:
         by_trial.setdefault((row.run, str(row.labels)), []).append(row)
     runs = []
-    for number, trial in enumerate(plan.trials):
+    for trial in told(plan.trials, "read", progress):
         own = by_trial[str(trial.run.path), str(trial.labels)]
         try:
             runs.append(read_run(trial, own))
         except (*NOT_WHAT_THEY_SHOULD_BE, OSError):  # its row is there, which was read from other files
             runs.append(RunFacts(trial, tuple(own)))
-        progress.step("read", number + 1, len(plan.trials))
     return runs
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from gantool.config.grid import Labels, label_of
-from gantool.progress import Progress
+from gantool.progress import Progress, told
 from gantool.report import plots
 from gantool.report.facts import RunFacts
 from gantool.report.pictures import Thumbnail, thumbnail
@@ -116,13 +116,12 @@ def add_details(variants: Sequence[Variant], progress: Progress) -> None:
     """The run that stands for each variant, of one seed for all where it can be; curves; numbers by class."""
     seeds = [run.trial.seed for variant in variants for run in variant.runs if run.grids]
     seed = max(sorted(set(seeds)), key=seeds.count, default=0)
-    for number, variant in enumerate(variants):
+    for variant in told(variants, "draw", progress):
         variant.runs_shown = sorted(variant.runs, key=lambda run: (not run.grids, run.trial.seed != seed))
         curves = [run.curve for run in variant.runs_shown if run.curve.steps][:_MOST_CURVES]
         if curves:
             variant.curves = Markup(plots.curves_figure(curves, f"{variant.name} ({variant.number})"))
         variant.class_headers, variant.class_rows = _class_table(variant.runs)
-        progress.step("draw", number + 1, len(variants))
 
 
 def add_pictures(variants: Sequence[Variant], folder: Path, room: int, progress: Progress) -> None:

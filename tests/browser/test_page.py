@@ -32,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(folder: Path) -> Path:
     plan = load_trials(folder)
-    return write_page(plan, collect(plan.trials), Silent(), 2.5)
+    return write_page(plan, collect(plan.trials, Silent()), Silent(), 2.5)
 
 
 def column(page: Any, number: int) -> list[str]:

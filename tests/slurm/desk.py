@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from gantool import files
 from gantool.manifest import Trial, load_trials
+from gantool.progress import Silent
 from gantool.runs import RunDirectory
 from gantool.status import TrialStatus, trial_states
 
@@ -129,7 +130,7 @@ class Desk:
 
     def status(self, name: str = "sweep") -> list[TrialStatus]:
         """What `gantool status` knows."""
-        states, silence = trial_states(self.folder / "sweeps" / name)
+        states, silence = trial_states(self.folder / "sweeps" / name, Silent())
         assert not silence, silence
         return states
 
