@@ -69,6 +69,16 @@ class Page(html.parser.HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
+class Said(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def page_of(plan: SweepPlan, price: float | None = None) -> Page:
     return Page(render(plan, collect(plan.trials, Silent()), Silent(), price))
 
@@ -212,15 +222,39 @@ def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
     steps = [int(str(a["data-step"])) for tag, a in page.elements if tag == "li" and "data-step" in a]
     assert 0 in steps and sum(step in (500, 1000) for step in steps) >= 24  # still to the last, and from the first
 
-    for most in (size // 3, 200_000):  # the first rows, and no pictures any more
-        page, small, _, rows = page_below(most)
-        assert small <= most and 3 <= rows < all_rows
-        assert f"The first {rows // 3} variants, of 24: with all of them the page would be larger" in page.text
-        assert "of these runs, of 12" in page.text and "No grid yet." not in page.text
-        assert [title for title in ("fid", "is") if f"{title} (shapes 16x16)" in page.text] == ["fid"]
-        assert "1 more pairs of a metric and a protocol have no figures here" in page.text
-        ids = {a["id"] for _, a in page.elements if a.get("id")}
-        assert all(str(a["href"])[1:] in ids for tag, a in page.elements if tag == "a" and str(a["href"])[0] == "#")
+    page, small, pictures, rows = page_below(size // 4)  # what takes most is cut: curves and figures, no scores
+    assert size // 8 < small <= size // 4 and rows == all_rows and "Here:" not in page.text
+    assert 0 < sum(tag == "article" for tag, _ in page.elements) < 24
+
+    page, small, _, rows = page_below(145_000)  # then the first rows remain, and no pictures
+    assert small <= 145_000 and 3 <= rows < all_rows
+    assert page.text.count(f"Here: {rows // 3} of 24 variants, from the first; with all of them the page would be") == 3
+    assert "of 12 runs that are not done, from the first" in page.text and "No grid yet." not in page.text
+    assert [title for title in ("fid", "is") if f"{title} (shapes 16x16)" in page.text] == ["fid"]
+    assert "Without figures here: 1 more of metrics and protocols" in page.text
+    ids = {a["id"] for _, a in page.elements if a.get("id")}
+    assert all(str(a["href"])[1:] in ids for tag, a in page.elements if tag == "a" and str(a["href"])[0] == "#")
+
+    words = Said()
+    monkeypatch.setattr("gantool.report.page.MOST_BYTES", 10_000)
+    render(plan, scored, words)
+    assert words.lines == ["report.html is larger than 20 MB (0 MB), and cannot be made smaller"]
+
+
+def test_many_seeds_are_cut_in_the_table_of_their_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = made_sweep(tmp_path, {"only": ["x"]}, 80, num_rows=4, num_grids=1)
+    monkeypatch.setattr("gantool.report.page.MOST_BYTES", 150_000)
+    text = render(plan, collect(plan.trials, Silent()), Silent())
+    (shown,) = re.findall(r"Here: (\d+) of 80 runs, from the first", Page(text).text)
+    assert len(text.encode()) <= 150_000 and text.count("picture<span") == int(shown) < 80
+
+
+def test_pictures_that_cannot_be_read_are_no_matter_of_room(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"only": ["x", "y"]}, 1)
+    for grid in plan.trials[0].run.path.glob("samples/*.png"):
+        grid.write_text("no picture")
+    page = page_of(plan)
+    assert page.text.count("Its grids are not readable as pictures") == 1 and "too large" not in page.text
 
 
 def test_sweeps_that_have_not_begun_or_have_no_scores(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -98,38 +97,55 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         "changed_keys": list(dict.fromkeys(key for variant in variants for key in variant.changes)),
         "headline": _headline(plan.report, groups),
     }
-    limits, size = _fitted(words, Limits(len(variants), len(shown), len(figures), len(missing)))
-    room = min(_PICTURE_BYTES, MOST_BYTES - size)
-    add_pictures(shown[: limits.cards], plan.folder, room, progress)
-    return _template().render(words, limits=limits)
+    progress.step("page", 0, 2)
+    most_runs = max((len(variant.runs) for variant in shown), default=0)
+    limits, size = _fitted(words, Limits(len(variants), len(shown), most_runs, len(figures), len(missing)), progress)
+    if size > MOST_BYTES:
+        progress.say(f"report.html is larger than 20 MB ({size / 1e6:.0f} MB), and cannot be made smaller")
+    add_pictures(shown[: limits.cards], plan.folder, min(_PICTURE_BYTES, MOST_BYTES - size), progress)
+    progress.step("page", 1, 2)
+    text = _template().render(words, limits=limits)
+    progress.step("page", 2, 2)
+    return text
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """How many of each kind the page shows, from the first."""
 
     rows: int
     """Variants in a table."""
     cards: int
     """Variants with pictures and curves."""
+    runs: int
+    """Runs in the table of a variant."""
     figures: int
     """Pairs of a metric and a protocol with figures."""
     missing: int
     """Runs that are not done."""
 
-    def halved(self) -> Limits:
-        """Half of each, but at least one."""
-        return Limits(*(max(1, number // 2) for number in (self.rows, self.cards, self.figures, self.missing)))
 
-
-def _fitted(words: dict[str, Any], limits: Limits) -> tuple[Limits, int]:
-    """As much as a page without pictures has room for, and its size in bytes."""
+def _fitted(words: dict[str, Any], limits: Limits, progress: Progress) -> tuple[Limits, int]:
+    """As much as a page without pictures has room for, and its size in bytes: where all is too much, again and again
+    half of what takes most of it. What is left of each kind (the first of each) and all else is there in any case."""
     template = _template()
-    while True:
-        size = len(template.render(words, limits=limits).encode())
-        if size <= MOST_BYTES or limits.halved() == limits:
-            return limits, size
-        limits = limits.halved()
+
+    def size_of(limits: Limits) -> int:
+        return len(template.render(words, limits=limits).encode())
+
+    size = size_of(limits)
+    if size <= MOST_BYTES:
+        return limits, size
+    shares = []
+    for kind in told(Limits._fields, "shorten", progress):
+        number = getattr(limits, kind)
+        alone = size_of(limits._replace(**{kind: 1})) if number > 1 else size
+        shares.append((size - alone) / max(1, number - 1))
+    while size > MOST_BYTES and max(limits) > 1:
+        bytes_of = [share * (number > 1) * number for share, number in zip(shares, limits, strict=True)]
+        place = bytes_of.index(max(bytes_of)) if any(bytes_of) else limits.index(max(limits))
+        limits = limits._replace(**{Limits._fields[place]: max(1, limits[place] // 2)})
+        size = size_of(limits)
+    return limits, size
 
 
 def _template() -> jinja2.Template:

@@ -55,6 +55,8 @@ class Variant:
     frames: list[Frame] = field(default_factory=list)
     """Grids of the first of them."""
     nearest: Frame | None = None
+    no_room: bool = False
+    """Whether pictures were left out that would have made the page too large."""
     curves: str = ""
     class_headers: tuple[str, ...] = ()
     class_rows: tuple[tuple[str, ...], ...] = ()
@@ -82,7 +84,6 @@ class Variant:
 
 def name_of(labels: Labels) -> str:
     """`augment basic, residual no`."""
-    """`augment basic, residual no`."""
     return ", ".join(f"{axis} {label}" for axis, label in labels.items()) or "all runs"
 
 
@@ -97,8 +98,11 @@ def variants_of(groups: Sequence[Group], runs: Sequence[RunFacts]) -> tuple[dict
         if key in known[0].config and all(run.config.get(key, absent) == known[0].config[key] for run in known[1:])
     }
     variants = []
+    by_labels: dict[tuple[tuple[str, str], ...], list[RunFacts]] = {}
+    for run in runs:
+        by_labels.setdefault(tuple(sorted(run.trial.labels.items())), []).append(run)
     for number, group in enumerate(groups):
-        own = [run for run in runs if run.trial.labels == group.labels and _has(run, group)]
+        own = [run for run in by_labels.get(tuple(sorted(group.labels.items())), ()) if _has(run, group)]
         config = own[0].config if own else {}
         changes = {key: label_of(config[key]) for key in keys if key not in common and key in config}
         name = name_of(group.labels) + (f", protocol {group.protocol_digest}" if group.mixed else "")
@@ -129,19 +133,26 @@ def add_pictures(variants: Sequence[Variant], folder: Path, room: int, progress:
     for number, variant in enumerate(variants):
         budget = room // (len(variants) - number)  # what one leaves is for those after it
         neighbours = next((run.nearest for run in variant.runs_shown if run.nearest), None)
-        picture = thumbnail(neighbours, 2 * _SIDE) if neighbours else None
+        picture = thumbnail(neighbours, 2 * _SIDE) if neighbours and budget > 0 else None
+        used = 0
         if neighbours and picture:
             frame = Frame(0, picture, link(neighbours, folder))
-            variant.nearest = frame if frame.size <= budget / 2 else None
-        used = variant.nearest.size if variant.nearest else 0
+            variant.no_room = frame.size > budget / 2
+            if not variant.no_room:
+                variant.nearest, used = frame, frame.size
         if variant.shown:
-            variant.frames = _frames(variant.shown, folder, budget - used)
+            variant.frames, room_for_all = _frames(variant.shown, folder, budget - used)
+            variant.no_room |= not room_for_all
         room -= used + sum(frame.size for frame in variant.frames)
         progress.step("pictures", number + 1, len(variants))
 
 
-def _frames(run: RunFacts, folder: Path, budget: int) -> list[Frame]:
-    """Grids from the first to the last, at about equal ratios of steps, as many as the budget of bytes allows."""
+def _frames(run: RunFacts, folder: Path, budget: int) -> tuple[list[Frame], bool]:
+    """Grids from the first to the last, at about equal ratios of steps, as many as the budget of bytes allows, up to
+    eight; and whether it allowed these."""
+    wanted = min(_FRAMES, len(run.grids))
+    if budget <= 0:
+        return [], wanted == 0
     made: dict[int, Frame | None] = {}
 
     def frame(step: int) -> Frame | None:
@@ -150,11 +161,11 @@ def _frames(run: RunFacts, folder: Path, budget: int) -> list[Frame]:
             made[step] = Frame(step, picture, link(run.grids[step], folder)) if picture else None
         return made[step]
 
-    for most in range(min(_FRAMES, len(run.grids)), 0, -1):
+    for most in range(wanted, 0, -1):
         frames = [found for step in _spread_out(sorted(run.grids), most) if (found := frame(step))]
         if sum(found.size for found in frames) <= budget:
-            return frames
-    return []
+            return frames, most == wanted
+    return [], wanted == 0
 
 
 def _spread_out(steps: list[int], most: int) -> list[int]:
@@ -181,12 +192,10 @@ def _class_table(runs: Sequence[RunFacts]) -> tuple[tuple[str, ...], tuple[tuple
 
 def median(values: Iterable[float | None]) -> float | None:
     """Of the values that are known and not 0; None when there are none."""
-    """Of the values that are known and not 0; None when there are none."""
     known = [value for value in values if value]
     return statistics.median(known) if known else None
 
 
 def link(path: Path, folder: Path) -> str:
-    """The address of a file for a page in `folder`."""
     """The address of a file for a page in `folder`."""
     return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
