@@ -229,7 +229,7 @@ def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
     page, small, _, rows = page_below(145_000)  # then the first rows remain, and no pictures
     assert small <= 145_000 and 3 <= rows < all_rows
     assert page.text.count(f"Here: {rows // 3} of 24 variants, from the first; with all of them the page would be") == 3
-    assert "of 12 runs that are not done, from the first" in page.text and "No grid yet." not in page.text
+    assert "No grid yet." not in page.text
     assert [title for title in ("fid", "is") if f"{title} (shapes 16x16)" in page.text] == ["fid"]
     assert "Without figures here: 1 more of metrics and protocols" in page.text
     ids = {a["id"] for _, a in page.elements if a.get("id")}
@@ -237,16 +237,17 @@ def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
 
     words = Said()
     monkeypatch.setattr("gantool.report.page.MOST_BYTES", 10_000)
-    render(plan, scored, words)
+    text = render(plan, scored, words)
+    assert "Here: 1 of 12 runs that are not done, from the first" in text
     assert words.lines == ["report.html is larger than 20 MB (0 MB), and cannot be made smaller"]
 
 
 def test_many_seeds_are_cut_in_the_table_of_their_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = made_sweep(tmp_path, {"only": ["x"]}, 80, num_rows=4, num_grids=1)
-    monkeypatch.setattr("gantool.report.page.MOST_BYTES", 150_000)
+    monkeypatch.setattr("gantool.report.page.MOST_BYTES", 120_000)
     text = render(plan, collect(plan.trials, Silent()), Silent())
     (shown,) = re.findall(r"Here: (\d+) of 80 runs, from the first", Page(text).text)
-    assert len(text.encode()) <= 150_000 and text.count("picture<span") == int(shown) < 80
+    assert len(text.encode()) <= 120_000 and text.count("picture<span") == int(shown) < 80
 
 
 def test_pictures_that_cannot_be_read_are_no_matter_of_room(tmp_path: Path) -> None:
