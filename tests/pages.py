@@ -41,7 +41,8 @@ def split(line: str) -> list[list[str]]:
 
 
 def shell_lines(text: str) -> Iterator[str]:
-    """The lines of the blocks of code without a language: of those where some begin with `$ `, these alone."""
+    """The lines of the blocks of code for a shell or without a language; where some begin with `$ `, these alone."""
+    text = re.sub(r"^```(?:bash|sh|console)\n", "```\n", text, flags=re.MULTILINE)
     text = re.sub(r"^```\w+\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\\\n\s*", "", text)
     for block in re.findall(r"^```\n((?:.*\n)*?)^```|((?:^    .*\n|^\n(?=    ))+)", text, re.MULTILINE):

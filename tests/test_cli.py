@@ -129,3 +129,15 @@ def test_a_sweep_from_the_command_line_twice(gantool: Gantool, tiny: Path, tmp_p
     more = gantool("sweep", sweep, "--local", *words, "--set", "eval={num: 120}")
     assert more.returncode == 0 and "4 to run" in more.stderr  # trained already: only the scores are new
     assert {json.loads(path.read_text())["step"] for path in times} == {10}
+
+
+def test_garbage_is_looked_for_again_once_torch_is_loaded() -> None:
+    code = (
+        "import gc; from gantool.launch import quick_imports\n"
+        "with quick_imports():\n    assert not gc.isenabled(); import torch\n"
+        "frozen = gc.get_freeze_count(); assert gc.isenabled() and frozen > 100_000\n"
+        "with quick_imports():\n    assert gc.isenabled()\n"
+        "assert gc.get_freeze_count() <= frozen"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -51,7 +51,7 @@ HELP: dict[str, tuple[str, ...]] = {
     "wandb sync": (f"{BIN}/wandb", "sync", "--help"),
     "wget": ("wget", "--help"),
 }
-"""Each program of the pages with its subcommand, and the command that shows its options."""
+"""Each program of the pages with its subcommand, and the command that shows the options that pages use."""
 ELSEWHERE = {".", "export", "make", "python tests/"}  # the shell's own; test_docs looks for targets and scripts
 OF_AN_IMAGE = {"gantool", "gantool.sif"}  # what stands behind these is for gantool, and test_docs looks at it
 
@@ -103,7 +103,7 @@ def faults(words: tuple[str, ...]) -> list[str]:
     own = list(words[len(key.split()) :])
     if key.split()[0] in ("apptainer", "docker", "podman", "torchrun"):
         own = own[: next((i for i, word in enumerate(own) if word in OF_AN_IMAGE), len(own))]
-    options = [word.split("=")[0] for word in own if re.match(r"--?[a-z]", word)]
+    options = [word.split("=")[0] for word in own if re.match(r"--?[A-Za-z]", word)]
     return [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(key))]
 
 

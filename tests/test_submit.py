@@ -25,7 +25,7 @@ from gantool.config.site import SiteConfig
 from gantool.errors import UsageError
 from gantool.launch import program
 from gantool.manifest import SweepPlan
-from gantool.progress import Silent
+from gantool.progress import Detail, Silent
 from gantool.runs import RunDirectory, eval_digest
 from gantool.submissions import Jobs
 from gantool.submit import Submitted, preview, submit
@@ -69,6 +69,28 @@ def runs_by_task(fake: FakeSlurm) -> list[list[str]]:
             assert last == len(lines) - 1
             tasks += [[Path(path).name for path in line.split("\t")] for line in lines]
     return tasks
+
+
+class Steps(Silent):
+    """Remembers how far each work was said to be."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[tuple[int, int | None]]] = {}
+
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
+        self.seen.setdefault(what, []).append((done, total))
+
+
+def test_what_takes_long_for_many_runs_tells_how_far_it_is(here: Path, slurm: FakeSlurm) -> None:
+    steps = Steps()
+    found = plan(Path("grid.yaml"), on_slurm=True, progress=steps)
+    submit(found, SiteConfig(), steps)
+    number = len(found.trials)
+    variants = len({tuple(trial.labels.items()) for trial in found.trials})
+    assert steps.seen == {
+        what: [(done, most) for done in range(1, most + 1)]
+        for what, most in (("check", variants), ("states", number), ("configs", number))
+    }
 
 
 def test_all_runs_in_one_array_and_a_report_after_them(here: Path, slurm: FakeSlurm) -> None:
@@ -169,7 +191,7 @@ def test_a_thousand_runs_cost_a_handful_of_calls(here: Path, slurm: FakeSlurm) -
 def test_two_at_the_same_time_submit_each_run_once(here: Path, slurm: FakeSlurm) -> None:
     code = (
         "from pathlib import Path; from gantool.sweep import plan; from gantool.submit import submit\n"
-        "from gantool.config.site import SiteConfig; from gantool.progress import Silent\n"
+        "from gantool.config.site import SiteConfig; from gantool.progress import Detail, Silent\n"
         "done = submit(plan(Path('grid.yaml'), on_slurm=True), SiteConfig(), Silent()); print(done.num_runs)"
     )
     slurm.answer("sbatch", code=None, seconds=0.5)  # slow, so that the others come while it works

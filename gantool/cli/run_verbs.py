@@ -110,7 +110,8 @@ def _configs_of(path: Path, assignments: list[str]) -> list[RunConfig]:
     if "base" in read_document(path).tree or "vary" in read_document(path).tree:
         from gantool.sweep import plan
 
-        return [trial.config for trial in plan(path, assignments).trials]
+        with terminal_progress() as progress:
+            return [trial.config for trial in plan(path, assignments, progress=progress).trials]
     return [load_run_config(path, assignments)]
 
 

@@ -119,7 +119,7 @@ def test_the_page_from_zero_to_a_table_is_followed_on_the_cluster(desk: Desk, im
         path = copy / f"images/{split}/class{number % 10}/{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(np.full((32, 32, 3), 2 * number, np.uint8)).save(path)
-    page = (ROOT / "configs/from-zero-to-a-table.md").read_text()
+    page = (copy / "configs/from-zero-to-a-table.md").read_text()
     section = page[page.index(SECTION) :]
     for block in re.findall(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
         name = block.split()[1]
