@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help install demo test lint types unit bench clean locks test-docs test-slurm test-browser test-container
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gantool needs Python 3.10 or later; found " + sys.version.split()[0] + ". Use: make PYTHON=python3.12")'
@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml
 
 install: $(VENV)/installed  ## Make .venv and install gantool with the development tools
 
-demo: install  ## Train and score 8 small GANs on `shapes` and print their table (under 8 minutes on 2 cores)
+demo: install  ## Train and score 8 small GANs on `shapes` and print their table (8 minutes on 2 cores after the install)
 	$(BIN)/gantool sweep --local configs/quickstart.yaml
 
 test: lint types unit  ## Lint, types and tests: what CI runs

@@ -144,13 +144,21 @@ def writable(path: Path) -> bool:
 
 
 def if_absent(path: Path, hint: str) -> str:
-    """What to do about a path that is not there: `hint`, or which link leads nowhere; and in a container, what it may
-    be for want of."""
+    """What to do about a path that is not there: `hint`, or which link leads nowhere; and in a container, of a path
+    outside of the working directory, what it may be for want of."""
     link = next((one for one in (path, *path.parents) if one.is_symlink() and not one.exists()), None)
     if link is not None:
         hint = f"{link} is a link to {link.readlink()}, which is not there"
-    runs_it = engine()
+    runs_it = engine() if link or not _is_here(path) else None
     return f"{hint}; in this container there is only what was brought in: {runs_it.bind} FOLDER" if runs_it else hint
+
+
+def _is_here(path: Path) -> bool:
+    """Whether a path is in the working directory, as it is written."""
+    try:
+        return Path(os.path.abspath(path)).is_relative_to(Path.cwd())  # noqa: PTH100
+    except OSError:  # which was removed
+        return False
 
 
 def loss(path: Path) -> str | None:

@@ -61,6 +61,8 @@ class Runtime:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         where = f"{device}, {torch.get_num_threads()} CPU threads, process {self.rank + 1} of {self.num_ranks}"
         rewrites = "with" if self._rewrites else "without"
+        if precision == "tf32" and self.device.type != "cuda":
+            precision = "float32"  # there is none
         return f"torch {torch.__version__} on {where}; precision {precision}, {rewrites} rewritten convolutions"
 
     def peak_megabytes(self) -> float:

@@ -106,8 +106,21 @@ def _with_classes(scores: list[Score]) -> list[Score]:
 
 def _notes(scores: list[Score]) -> list[str]:
     warnings = [f"warning: {text}" for score in scores for text in score.warnings]
-    protocols = [text for score in scores for text in (*score.protocol.values(), score.accuracy_protocol) if text]
+    marks = _marks(scores)
+    protocols = [
+        f"{f'{marks[number]}: ' if marks else ''}{text}"
+        for number, score in enumerate(scores)
+        for text in (*score.protocol.values(), score.accuracy_protocol)
+        if text
+    ]
     return list(dict.fromkeys([*warnings, *protocols]))
+
+
+def _marks(scores: Sequence[Score]) -> list[str]:
+    """For each score the number of its protocol, where not all have the same; else nothing."""
+    kinds = [(*score.protocol.items(), score.accuracy_protocol) for score in scores]
+    different = list(dict.fromkeys(kinds))
+    return [f"({different.index(kind) + 1})" for kind in kinds] if len(different) > 1 else []
 
 
 def _score_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
@@ -117,7 +130,8 @@ def _score_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
     if "fid_debiased" in names:
         names.remove("fid_debiased")
         names.insert(names.index("fid") + 1, "fid_debiased")
-    columns = [(_column(score), score.values) for score in scores]
+    marks = _marks(scores) or [""] * len(scores)
+    columns = [(f"{_column(score)} {mark}".rstrip(), score.values) for score, mark in zip(scores, marks, strict=True)]
     reals = []
     for score in scores:
         if score.real and score.real not in reals:

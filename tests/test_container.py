@@ -156,13 +156,17 @@ def test_a_relative_folder_for_caches_in_a_working_directory_that_is_gone(
 def test_what_is_not_there_may_not_have_been_brought_in(
     gantool: Gantool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    gone = tmp_path / "elsewhere"
+    here, gone = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
     sample = ("sample", "--ckpt", gone, "--grid", "2x2", "--out", "x.png")
     for words in (("train", gone / "x.yaml"), ("status", gone), sample, ("eval", gone)):
         done = gantool(*words, APPTAINER_CONTAINER="/images/gantool.sif")
         assert done.returncode == 2, done.stderr
         assert "in this container there is only what was brought in: --bind FOLDER" in done.stderr
+    done = gantool("train", "x.yaml", APPTAINER_CONTAINER="/images/gantool.sif")
+    assert done.returncode == 2 and "x.yaml: there is no such file" in done.stderr
+    assert "container" not in done.stderr  # the working directory is there, so the name is wrong
     Path("runs").symlink_to("../scratch/runs")
     done = gantool("train", tiny, "--set", "runtime.runs_dir=runs")
     assert done.returncode == 1 and "hint: runs is a link to ../scratch/runs, which is not there" in done.stderr

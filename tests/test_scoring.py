@@ -16,9 +16,9 @@ from conftest import Gantool, start, tiny_config
 from PIL import Image
 from test_resume import sets, wait_for
 
-from gantool import checkpoint
+from gantool import checkpoint, tables
 from gantool.errors import UsageError
-from gantool.metrics.scores import best_score, kept_score, read_scores
+from gantool.metrics.scores import Score, best_score, kept_score, read_scores
 from gantool.scoring import snapshots_of
 
 EVERY = sets(("eval={num: 600, every: 10, budget: 1.0}", "runtime.snapshot_every=10"))
@@ -192,3 +192,25 @@ def test_wrong_words_are_one_message(
     wrong = gantool("eval", *(str(scored) if word == "RUN" else word for word in words))
     assert wrong.returncode in (1, 2) and wrong.stdout == ""
     assert text in wrong.stderr.replace("\n", " ") and "Traceback" not in wrong.stderr
+
+
+def test_scores_of_several_protocols_say_which_is_whose(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [
+        Score.model_construct(
+            snapshot=f"runs/{name}/snapshots/step-00000010.safetensors",
+            step=10,
+            values={"fid": 1.0 + number},
+            protocol={"fid": f"fid|n={number // 2}"},
+            real=None,
+            warnings=(),
+        )
+        for number, name in enumerate("abcd")
+    ]
+    tables.print_scores(found, "table", None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines[1:5]] == [
+        [name, "step", "10", mark] for name, mark in zip("abcd", ("(1)", "(1)", "(2)", "(2)"), strict=True)
+    ]
+    assert lines[-2:] == ["(1): fid|n=0", "(2): fid|n=1"]
+    tables.print_scores(found[:2], "table", None)
+    assert "(1)" not in capsys.readouterr().out

@@ -198,7 +198,9 @@ def test_verbose_names_what_is_read_and_written_with_the_time(gantool: Gantool, 
     notes = [re.fullmatch(r" *(\d+\.\d\d) s  (.*)", line) for line in done.stderr.splitlines()]
     told = [match[2] for match in notes if match]
     assert f"read {tiny}" in told and f"wrote {run}/snapshots/step-00000020.safetensors" in told
-    assert any(text.startswith("torch ") and "cpu, 1 CPU threads" in text and "precision tf32" in text for text in told)
+    assert any(
+        text.startswith("torch ") and "cpu, 1 CPU threads" in text and "precision float32" in text for text in told
+    )
     assert any(text.startswith("parameters: generator ") for text in told)
     assert told[-1].startswith("exit code 0 after") and not any("status.json" in text for text in told)
     times = [float(match[1]) for match in notes if match]

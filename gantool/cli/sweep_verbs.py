@@ -57,6 +57,7 @@ def sweep(
     from gantool import sweep as verb
     from gantool.data.pack import ensure_packed
     from gantool.launch import program
+    from gantool.manifest import write_manifest
     from gantool.status import plan_states
 
     choose("--format", form, _FORMATS)
@@ -76,6 +77,7 @@ def sweep(
         return None
     with terminal_progress() as progress:
         warn_of_loss(progress, *(Path(trial.config.runtime.runs_dir) for trial in plan.trials))
+        write_manifest(plan)  # so that `status` knows the sweep while its data and scores are prepared
         missing = [trial.config for trial in verb.missing(plan, progress, retry_failed)]
         for data, folder in dict.fromkeys((item.data, item.runtime.data_dir) for item in missing):
             ensure_packed(data, Path(folder), progress)
