@@ -83,8 +83,8 @@ class SweepPlan:
     """Where the sweep was started, from which its paths are told; None: here."""
 
 
-def write_manifest(plan: SweepPlan) -> None:
-    """Write sweep.json, atomically; UsageError when the folder belongs to another sweep file that still exists."""
+def check_owner(plan: SweepPlan) -> None:
+    """UsageError when the folder of a sweep belongs to another sweep file that still exists."""
     assert plan.file is not None
     folder = plan.folder.resolve()
     known = files.read_json(folder / FILE_NAME)
@@ -92,6 +92,13 @@ def write_manifest(plan: SweepPlan) -> None:
     if other is not None and other.is_file() and not (plan.file.is_file() and other.samefile(plan.file)):
         text = f"{plan.folder}: this folder belongs to another sweep file, {Path(os.path.normpath(other))}"
         raise UsageError(text, f"give the sweep another name: write for example 'name: {plan.name}-2' in {plan.file}")
+
+
+def write_manifest(plan: SweepPlan) -> None:
+    """Write sweep.json, atomically; UsageError as `check_owner`."""
+    check_owner(plan)
+    assert plan.file is not None
+    folder = plan.folder.resolve()
     trials = [
         {
             "run": _relative(trial.run.path, folder),

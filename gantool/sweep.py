@@ -17,7 +17,7 @@ from gantool.config.grid import read_grid
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRun
 from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
-from gantool.manifest import SweepPlan, Trial, write_manifest
+from gantool.manifest import SweepPlan, Trial, check_owner, write_manifest
 from gantool.progress import Progress, Silent, counted, told
 from gantool.result_tables import number_text, write_results
 from gantool.results import Row, collect, scores_of
@@ -60,7 +60,8 @@ def plan(
 ) -> SweepPlan:
     """The runs of the sweep file at `path`, all of them checked; writes nothing. `folder` holds all sweeps.
 
-    ConfigError lists all problems. `assignments` (`a.b=c`) change the base of every run, or what they ask of Slurm.
+    ConfigError lists all problems; UsageError when the folder belongs to another sweep file. `assignments` (`a.b=c`)
+    change the base of every run, or what they ask of Slurm.
     """
     grid = read_grid(path, assignments, on_slurm, progress or Silent())
     trials = tuple(
@@ -73,7 +74,9 @@ def plan(
         for point in grid.points
     )
     plan = SweepPlan(grid.name, folder / grid.name, trials, grid.report, path, grid.slots, grid.slurm, grid.notes)
-    return replace(plan, assignments=tuple(assignments))
+    plan = replace(plan, assignments=tuple(assignments))
+    check_owner(plan)
+    return plan
 
 
 def describe(plan: SweepPlan, progress: Progress) -> dict[State, list[Trial]]:

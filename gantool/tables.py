@@ -131,12 +131,15 @@ def _score_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
         names.remove("fid_debiased")
         names.insert(names.index("fid") + 1, "fid_debiased")
     marks = _marks(scores) or [""] * len(scores)
-    columns = [(f"{_column(score)} {mark}".rstrip(), score.values) for score, mark in zip(scores, marks, strict=True)]
-    reals = []
-    for score in scores:
-        if score.real and score.real not in reals:
-            reals.append(score.real)
-    columns += [("real test images", real) for real in reals]
+    titles = [_column(score) for score in scores]
+    titles = [score.snapshot if titles.count(title) > 1 else title for score, title in zip(scores, titles, strict=True)]
+    columns: list[tuple[str, Mapping[str, float]]] = []
+    reals: dict[str, Mapping[str, float]] = {}
+    for score, title, mark in zip(scores, titles, marks, strict=True):
+        columns.append((f"{title} {mark}".rstrip(), score.values))
+        if score.real:
+            reals[f"real test images {mark}".rstrip()] = score.real  # those of one protocol are the same
+    columns += reals.items()
     if len(scores) <= _SIDE_BY_SIDE:
         lines = [[name, *(_value(name, values) for _, values in columns)] for name in names]
         return ["", *(title for title, _ in columns)], lines

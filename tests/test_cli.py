@@ -141,3 +141,11 @@ def test_garbage_is_looked_for_again_once_torch_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_no_defect_of_gantool() -> None:
+    command = [sys.executable, "-m", "gantool", "config-schema"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "error: the output: No space left on device" in done.stderr, done.stderr

@@ -214,3 +214,16 @@ def test_scores_of_several_protocols_say_which_is_whose(capsys: pytest.CaptureFi
     assert lines[-2:] == ["(1): fid|n=0", "(2): fid|n=1"]
     tables.print_scores(found[:2], "table", None)
     assert "(1)" not in capsys.readouterr().out
+    same = found[0].model_copy(update={"snapshot": "elsewhere/a/snapshots/step-00000010.safetensors"})
+    other = found[2].model_copy(update={"real": {"fid": 9.0}})
+    tables.print_scores([found[0].model_copy(update={"real": {"fid": 8.0}}), same, other], "markdown", None)
+    headers, _, values = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[:3])
+    assert headers == [
+        "metric",
+        f"{found[0].snapshot} (1)",
+        f"{same.snapshot} (1)",
+        "c step 10 (2)",
+        "real test images (1)",
+        "real test images (2)",
+    ]
+    assert values == ["fid", "1.000", "1.000", "3.000", "8.000", "9.000"]

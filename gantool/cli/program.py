@@ -167,6 +167,10 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         _show_traceback()
         complain("error", f"{error.filename}: you may not read or write this", "ask its owner, or name another folder")
         return EXIT_FAILED
+    except OSError as error:
+        _show_traceback()
+        complain("error", f"{error.filename or 'the output'}: {error.strerror or error}", "is the disk full, or gone?")
+        return EXIT_FAILED
     except Exception as error:
         _show_traceback()
         hint = "this is a defect of gantool: run with --debug to see where"

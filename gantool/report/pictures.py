@@ -23,7 +23,7 @@ class Thumbnail(NamedTuple):
 def thumbnail(path: Path, side: int) -> Thumbnail | None:
     """The picture at `path`, made smaller if a side is longer than `side` pixels; None when it cannot be read."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
             if opened.width * opened.height > _MOST_PIXELS:
                 return None
             picture = opened.convert("RGB")
