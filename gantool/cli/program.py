@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -167,12 +168,12 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         _show_traceback()
         complain("error", f"{error.filename}: you may not read or write this", "ask its owner, or name another folder")
         return EXIT_FAILED
-    except OSError as error:
-        _show_traceback()
-        complain("error", f"{error.filename or 'the output'}: {error.strerror or error}", "is the disk full, or gone?")
-        return EXIT_FAILED
     except Exception as error:
         _show_traceback()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the output"
+            complain("error", f"{where}: {error.strerror}", "free some space, then run the same command again")
+            return EXIT_FAILED
         hint = "this is a defect of gantool: run with --debug to see where"
         complain("error", f"{type(error).__name__}: {error}", hint)
         return EXIT_FAILED
