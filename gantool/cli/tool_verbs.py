@@ -100,7 +100,10 @@ def doctor(
     from gantool.doctor import examine
 
     choose("--format", form, ("table", "json"))
-    findings = examine()
+    with terminal_progress() as progress:
+        progress.step("checks", 0, 1)  # most of the time it loads torch
+        findings = examine()
+        progress.step("checks", 1, 1)
     if form == "json":
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:
