@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml
 
 install: $(VENV)/installed  ## Make .venv and install gantool with the development tools
 
-demo: install  ## Train and score 8 small GANs on `shapes` and print their table (8 minutes on 2 cores after the install)
+demo: install  ## Train and score 8 small GANs on `shapes` and print their table (6 minutes on 2 cores after the install)
 	$(BIN)/gantool sweep --local configs/quickstart.yaml
 
 test: lint types unit  ## Lint, types and tests: what CI runs

@@ -35,9 +35,7 @@ def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False, progress
     """
     plan, progress = load_trials(folder), progress or Silent()
     jobs = Jobs(trial.run for trial in plan.trials)
-    states = {
-        trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in told(plan.trials, "states", progress)
-    }
+    states = jobs.states(plan.trials, progress)
     chosen = [trial for trial in _chosen(plan, words, states) if states[trial.run.path] != "done"]
     left = len(_chosen(plan, words, states)) - len(chosen)
     if undo:

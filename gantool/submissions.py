@@ -21,7 +21,8 @@ from gantool import cluster, files
 from gantool.cluster import Attempt, Job, SlurmSilent
 from gantool.errors import GantoolError
 from gantool.local import last_output
-from gantool.progress import Progress
+from gantool.manifest import Trial
+from gantool.progress import Progress, told
 from gantool.runs import RunDirectory, State
 
 FOLDER = "jobs"
@@ -195,6 +196,10 @@ class Jobs:
         forgotten = [run for run in runs if run.path in self._claims and self.of(run) is None]
         attempts = [attempt for run in forgotten if (attempt := self.last_attempt(run))]
         return any(Job(one.id, one.name, one.state).alive for one in attempts)
+
+    def states(self, trials: Sequence[Trial], progress: Progress) -> dict[Path, State]:
+        """Run directory -> state of each trial."""
+        return {trial.run.path: self.state(trial.run, trial.state())[0] for trial in told(trials, "states", progress)}
 
     def state(self, run: RunDirectory, files_say: State, status: dict[str, Any] | None = None) -> tuple[State, str]:
         """The state of a run whose files say `files_say`, and words on it (a reason, a cause). `status`: its

@@ -70,7 +70,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
         for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
             stack.enter_context(turn(folder, progress))
         jobs = _settled_jobs(plan, progress)
-        states, notes = _states(plan, jobs, progress), _mended(plan, jobs)
+        states, notes = jobs.states(plan.trials, progress), _mended(plan, jobs)
         wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
         notes += dropped
         todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
@@ -90,7 +90,7 @@ def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tu
     """The batch script of the first array that `submit` would hand over, and what sbatch says of it; submits nothing.
     Two empty texts when nothing is missing."""
     limits = _checked(plan, site)
-    states = _states(plan, Jobs([trial.run for trial in plan.trials]), Silent())
+    states = Jobs([trial.run for trial in plan.trials]).states(plan.trials, Silent())
     wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
     todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
     for batch, _ in _batches(plan, site, limits, todo, ()):
@@ -151,10 +151,6 @@ def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
             record(submission, found)
             progress.say(f"adopted: array {found}, whose submission was interrupted")
     return jobs
-
-
-def _states(plan: SweepPlan, jobs: Jobs, progress: Progress) -> dict[Path, State]:
-    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in told(plan.trials, "states", progress)}
 
 
 def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:

@@ -18,7 +18,7 @@ from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted
 from gantool.launch import program
 from gantool.local import LocalRunner, Outcome, Slots, choose_slots, last_output
 from gantool.manifest import SweepPlan, Trial, check_owner, write_manifest
-from gantool.progress import Progress, Silent, counted, told
+from gantool.progress import Progress, Silent, counted
 from gantool.result_tables import number_text, write_results
 from gantool.results import Row, collect, scores_of
 from gantool.runs import RunDirectory, State
@@ -95,8 +95,7 @@ def silence(plan: SweepPlan) -> str:
 
 
 def _states(plan: SweepPlan, progress: Progress) -> dict[Path, State]:
-    jobs = Jobs(trial.run for trial in plan.trials)
-    return {trial.run.path: jobs.state(trial.run, trial.state())[0] for trial in told(plan.trials, "states", progress)}
+    return Jobs(trial.run for trial in plan.trials).states(plan.trials, progress)
 
 
 def missing(plan: SweepPlan, progress: Progress, retry_failed: bool = False) -> list[Trial]:

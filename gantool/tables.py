@@ -107,9 +107,10 @@ def _with_classes(scores: list[Score]) -> list[Score]:
 def _notes(scores: list[Score]) -> list[str]:
     warnings = [f"warning: {text}" for score in scores for text in score.warnings]
     marks = _marks(scores)
+    before = [f"{mark}: " for mark in marks] or [""] * len(scores)
     protocols = [
-        f"{f'{marks[number]}: ' if marks else ''}{text}"
-        for number, score in enumerate(scores)
+        mark + text
+        for mark, score in zip(before, scores, strict=True)
         for text in (*score.protocol.values(), score.accuracy_protocol)
         if text
     ]
@@ -137,8 +138,9 @@ def _score_table(scores: Sequence[Score]) -> tuple[list[str], list[list[str]]]:
     reals: dict[str, Mapping[str, float]] = {}
     for score, title, mark in zip(scores, titles, marks, strict=True):
         columns.append((f"{title} {mark}".rstrip(), score.values))
-        if score.real:
-            reals[f"real test images {mark}".rstrip()] = score.real  # those of one protocol are the same
+        if score.real and score.real not in [real for name, real in reals.items() if name.endswith(mark)]:
+            other = f" beside {score.snapshot}" if any(name.endswith(mark) for name in reals) else ""
+            reals[f"real test images{other} {mark}".rstrip()] = score.real
     columns += reals.items()
     if len(scores) <= _SIDE_BY_SIDE:
         lines = [[name, *(_value(name, values) for _, values in columns)] for name in names]

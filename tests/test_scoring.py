@@ -227,3 +227,8 @@ def test_scores_of_several_protocols_say_which_is_whose(capsys: pytest.CaptureFi
         "real test images (2)",
     ]
     assert values == ["fid", "1.000", "1.000", "3.000", "8.000", "9.000"]
+    both = [score.model_copy(update={"real": {"fid": real}}) for score, real in ((found[0], 8.0), (found[1], 7.0))]
+    tables.print_scores(both, "markdown", None)
+    headers, _, values = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[:3])
+    assert headers[3:] == ["real test images", f"real test images beside {found[1].snapshot}"]
+    assert values[3:] == ["8.000", "7.000"]
