@@ -222,7 +222,9 @@ class Trainer:
         if score:
             seconds, interrupted = self.scores.take(step, self.total)
             self._window_start += seconds
-        signal_number = self._agreed_signal(final or interrupted)
+        # A signal at the last step: leave only if there is something left that takes time.
+        over = final and not self.config.eval and not self.config.runtime.final_images
+        signal_number = 0 if over else self._agreed_signal(final or interrupted)
         leaving = bool(signal_number)
         if leaving and step > self._saved_step:
             self._checkpoint()

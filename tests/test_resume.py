@@ -181,6 +181,19 @@ def test_the_time_limit_stops_a_run_like_a_signal(gantool: Gantool, tiny: Path) 
     assert gantool("train", tiny).returncode == 0
 
 
+def test_a_run_whose_last_step_is_done_ends_in_spite_of_the_time_limit(gantool: Gantool, tiny: Path) -> None:
+    run = Path(gantool("train", tiny, "--set", "steps=20").stdout.strip())
+    (run / "result.json").unlink()
+    ended = gantool("train", run, GANTOOL_DEADLINE=str(time.time()))
+    assert ended.returncode == 0 and "resuming at step 20 of 20" in ended.stderr
+    assert json.loads((run / "result.json").read_text())["step"] == 20
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    # But not where single images are still to be drawn: they would be as many as there was time for.
+    (run / "result.json").unlink()
+    words = ("--set", "runtime.final_images=8")
+    assert gantool("train", run, *words, GANTOOL_DEADLINE=str(time.time())).returncode == 75
+
+
 def test_a_signal_before_training_leaves_at_once_and_loses_nothing(
     gantool: Gantool, tiny: Path, tmp_path: Path
 ) -> None:

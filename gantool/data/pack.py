@@ -169,6 +169,8 @@ def _labels_path(path: Path) -> Path:
 
 def _forget_other(json_path: Path, digest: str) -> None:
     """Until all three files have their names, an old json must not vouch for new images (the same ones are fine)."""
+    if not json_path.exists():
+        return  # one that appears from now on is of another process that packs the same images
     old = files.read_json(json_path)
     if not isinstance(old, dict) or old.get("digest") != digest:
         json_path.unlink(missing_ok=True)

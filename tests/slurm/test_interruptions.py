@@ -30,7 +30,9 @@ def nodes_of(run: RunDirectory) -> list[str]:
 
 
 def test_two_time_limits_in_a_row(desk: Desk) -> None:
-    desk.write(slurm={"time": "1m"})
+    # Slurm looks every 30 seconds whom to tell, and tells up to 30 seconds early: here 30 to 60 after each start.
+    desk.site["signal_seconds"] = 60
+    desk.write(slurm={"time": "2m"})
     desk.pace(SLOW)
     desk.gantool("sweep", "sweep.yaml")
     run = only_run(desk)
