@@ -21,9 +21,10 @@ from made_sweep import fid_of, made_sweep
 from PIL import Image
 
 from gantool.config.grid import Report
+from gantool.local import OUTPUT_FILE
 from gantool.manifest import SweepPlan, load_trials
 from gantool.metrics.scores import direction
-from gantool.progress import Silent
+from gantool.progress import Detail, Silent
 from gantool.report.facts import read_run
 from gantool.report.page import MOST_SHOWN, _best, _directions, render
 from gantool.report.variants import median
@@ -70,10 +71,14 @@ class Page(html.parser.HTMLParser):
 
 
 class Said(Silent):
-    """Remembers what was said."""
+    """Remembers what was said, and how far each task came."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.steps: list[tuple[str, int, int | None]] = []
+
+    def step(self, what: str, done: int, total: int | None, detail: Detail = "", left: float | None = None) -> None:
+        self.steps.append((what, done, total))
 
     def say(self, text: str) -> None:
         self.lines.append(text)
@@ -240,6 +245,33 @@ def test_a_page_stays_below_its_bound_and_says_what_it_leaves_out(
     text = render(plan, scored, words)
     assert "Here: 1 of 12 runs that are not done, from the first" in text
     assert words.lines == ["report.html is larger than 20 MB (0 MB), and cannot be made smaller"]
+
+
+def test_texts_of_megabytes_are_cut_on_the_page(tmp_path: Path) -> None:
+    long = ["é" * 3_000_000, "b" * 3_000_000]
+    plan = made_sweep(
+        tmp_path, {"a": long, "c" * 3_000_000: ["x", "y"]}, 1, states={0: "failed"}, classes=["k" * 10**6]
+    )
+    output = "\n".join(f"line {number} " + "z" * 3000 for number in range(5))
+    (plan.trials[0].run.path / OUTPUT_FILE).write_text(output)
+    text = render(plan, collect(plan.trials, Silent()), Silent())
+    assert len(text.encode()) < 1_000_000
+    page = Page(text)
+    assert "b" * 3999 + "…" in page.text and "b" * 4000 not in text
+    assert all(f"line {number} zzz" in page.text for number in range(5))
+    rows = [json.loads(str(a["data-labels"])) for tag, a in page.elements if tag == "article"]
+    options = [str(a["value"]) for tag, a in page.elements if tag == "option"]
+    axes = {str(a["data-axis"]) for tag, a in page.elements if tag == "select" and a.get("data-axis")}
+    assert len(rows) == 4 and all(set(row) == axes and set(row.values()) <= set(options) for row in rows)
+
+
+def test_drawing_the_page_tells_how_far_it_is(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 2, states={1: "failed"})
+    words = Said()
+    render(plan, collect(plan.trials, Silent()), words)
+    told = [(what, total) for what, done, total in words.steps if what.startswith("page: ") and done == 4]
+    assert {("page: scores", 4), ("page: images", 4), ("page: cost", 4), ("page: configs", 4)} <= set(told)
+    assert all(0 < done <= (total or 0) for what, done, total in words.steps if what.startswith("page: "))
 
 
 def test_many_seeds_are_cut_in_the_table_of_their_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

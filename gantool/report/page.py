@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import gantool
 from gantool import files
@@ -28,6 +28,8 @@ from gantool.results import NOT_WHAT_THEY_SHOULD_BE, SPREADS, Group, Row, groupe
 
 MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
 MOST_BYTES = 19_500_000  # of the page
+MOST_CHARACTERS = 4000  # of a name, a cause, or the last words of a run
+_LONG_TEXT = 100_000  # characters of what all configs have in common
 _PICTURE_BYTES = 12_000_000  # of thumbnails, where there is room for so many
 _MOST_LINES = 8  # variants in a figure of scores against steps
 _MOST_PAIRS = 9  # panels of interactions
@@ -97,16 +99,12 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         "changed_keys": list(dict.fromkeys(key for variant in variants for key in variant.changes)),
         "headline": _headline(plan.report, groups),
     }
-    progress.step("page", 0, 2)
     most_runs = max((len(variant.runs) for variant in shown), default=0)
     limits, size = _fitted(words, Limits(len(variants), len(shown), most_runs, len(figures), len(missing)), progress)
     if size > MOST_BYTES:
         progress.say(f"report.html is larger than 20 MB ({size / 1e6:.0f} MB), and cannot be made smaller")
     add_pictures(shown[: limits.cards], plan.folder, min(_PICTURE_BYTES, MOST_BYTES - size), progress)
-    progress.step("page", 1, 2)
-    text = _template().render(words, limits=limits)
-    progress.step("page", 2, 2)
-    return text
+    return _template(progress).render(words, limits=limits)
 
 
 class Limits(NamedTuple):
@@ -127,7 +125,7 @@ class Limits(NamedTuple):
 def _fitted(words: dict[str, Any], limits: Limits, progress: Progress) -> tuple[Limits, int]:
     """As much as a page without pictures has room for, and its size in bytes: where all is too much, again and again
     half of what takes most of it. What is left of each kind (the first of each) and all else is there in any case."""
-    template = _template()
+    template = _template(progress)
 
     def size_of(limits: Limits) -> int:
         return len(template.render(words, limits=limits).encode())
@@ -148,17 +146,34 @@ def _fitted(words: dict[str, Any], limits: Limits, progress: Progress) -> tuple[
     return limits, size
 
 
-def _template() -> jinja2.Template:
-    """page.html, with its style and script in it."""
+def _template(progress: Progress) -> jinja2.Template:
+    """page.html, with its style and script in it. No text of others is longer there than MOST_CHARACTERS."""
     loader = jinja2.PackageLoader("gantool.report", ".")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_cut,
     )
     environment.filters |= {"number": number_text, "spread": spread_text, "difference": difference_text}
     environment.filters |= {"duration": _duration, "protocol": protocol_text}
+    environment.filters |= {
+        "told": lambda items, what: told(items, what, progress),
+        "cut_labels": lambda labels: {_cut(axis): _cut(label) for axis, label in labels.items()},
+        "long_text": lambda text: escape(_cut(text, _LONG_TEXT)),
+    }
     for name, file in (("style", "page.css"), ("script", "page.js")):
         environment.globals[name] = Markup(loader.get_source(environment, file)[0])
     return environment.get_template("page.html")
+
+
+def _cut(value: Any, most: int = MOST_CHARACTERS) -> Any:
+    """The value; a longer text only to its first `most` characters. Markup is whole."""
+    if isinstance(value, str) and not isinstance(value, Markup) and len(value) > most:
+        return value[: most - 1] + "…"
+    return value
 
 
 def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list[RunFacts]:

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
+from markupsafe import Markup
 from PIL import Image, features
 
 _MOST_PIXELS = 50_000_000  # of a picture that is opened
@@ -15,7 +16,7 @@ _MOST_PIXELS = 50_000_000  # of a picture that is opened
 class Thumbnail(NamedTuple):
     """A picture in the page."""
 
-    uri: str
+    uri: Markup
     width: int
     height: int
 
@@ -34,4 +35,4 @@ def thumbnail(path: Path, side: int) -> Thumbnail | None:
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=80)
     text = base64.b64encode(buffer.getvalue()).decode()
-    return Thumbnail(f"data:image/{kind};base64,{text}", *picture.size)
+    return Thumbnail(Markup(f"data:image/{kind};base64,{text}"), *picture.size)

@@ -195,7 +195,7 @@ def _inline(svg: str, description: str) -> str:
     # As wide as its text is at its natural size, or narrower.
     svg = re.sub(r'(<svg[^>]*?) width="([0-9.]+)pt"', r'\1 style="max-width: \2pt"', svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description, quote=True)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(_short(description, 400), quote=True)}"', 1)
 
 
 def _short(text: str, most: int = 24) -> str:

@@ -32,7 +32,7 @@ class Frame:
 
     step: int
     picture: Thumbnail
-    link: str
+    link: Markup
 
     @property
     def size(self) -> int:
@@ -196,6 +196,6 @@ def median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def link(path: Path, folder: Path) -> str:
+def link(path: Path, folder: Path) -> Markup:
     """The address of a file for a page in `folder`."""
-    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+    return Markup(quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()))
