@@ -17,9 +17,11 @@ from pathlib import Path
 from types import FrameType
 
 from gantool.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from gantool.progress import Progress, Silent
 
 GRACE_SECONDS = 10.0
 PATIENCE_SECONDS = 300.0
+_MODULES = 1100  # torch 2.14 and what gantool uses of it, give or take a tenth
 
 
 def program() -> list[str]:
@@ -30,17 +32,33 @@ def program() -> list[str]:
 
 
 @contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
-    """Without looking for garbage while torch is loaded, nor in what it has made, which stays."""
+def quick_imports(progress: Progress) -> Iterator[None]:
+    """Without looking for garbage while torch is loaded, nor in what it has made, which stays. Where this takes more
+    than a second, as from a busy shared filesystem, `progress` of rank 0 hears how far it is."""
     if "torch" in sys.modules:
         yield
         return
+    ended = threading.Event()
+    told = progress if os.environ.get("RANK", "0") == "0" else Silent()
+    teller = threading.Thread(target=_tell_of_imports, args=(told, ended, len(sys.modules)), daemon=True)
+    teller.start()
     gc.disable()
     try:
         yield
     finally:
+        ended.set()
+        teller.join()
         gc.freeze()
         gc.enable()
+
+
+def _tell_of_imports(progress: Progress, ended: threading.Event, before: int) -> None:
+    """Tell how many modules have been loaded, until `ended`, of about as many as torch brings."""
+    if ended.wait(1.0):
+        return
+    while not ended.wait(0.2):
+        progress.step("load torch", min(len(sys.modules) - before, _MODULES - 1), _MODULES)
+    progress.step("load torch", _MODULES, _MODULES)
 
 
 def launch(num_ranks: int, arguments: list[str]) -> int:

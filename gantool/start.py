@@ -108,7 +108,7 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     data = ensure_packed(settings.data, Path(settings.runtime.data_dir), told)
     data = staged(data, settings.data, told)
     check_digest(data, told)
-    with quick_imports():
+    with quick_imports(terminal):
         from gantool.runtime import Runtime, device_caution
         from gantool.train import train as run_to_end
 

@@ -133,14 +133,36 @@ def test_a_sweep_from_the_command_line_twice(gantool: Gantool, tiny: Path, tmp_p
 
 def test_garbage_is_looked_for_again_once_torch_is_loaded() -> None:
     code = (
-        "import gc; from gantool.launch import quick_imports\n"
-        "with quick_imports():\n    assert not gc.isenabled(); import torch\n"
+        "import gc; from gantool.launch import quick_imports; from gantool.progress import Silent\n"
+        "with quick_imports(Silent()):\n    assert not gc.isenabled(); import torch\n"
         "frozen = gc.get_freeze_count(); assert gc.isenabled() and frozen > 100_000\n"
-        "with quick_imports():\n    assert gc.isenabled()\n"
+        "with quick_imports(Silent()):\n    assert gc.isenabled()\n"
         "assert gc.get_freeze_count() <= frozen"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_loading_torch_slowly_tells_how_far_it_is(tmp_path: Path) -> None:
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import importlib\nfor i in range(20):\n    importlib.import_module(f'torch.m{i}')\n"
+    )
+    for number in range(20):
+        (package / f"m{number}.py").write_text("import time\ntime.sleep(0.15)\n")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from gantool.launch import quick_imports; from gantool.progress import Silent\n"
+        "class Told(Silent):\n    def step(self, what, done, total, *rest): print(what, done, total)\n"
+        "with quick_imports(Told()):\n    import torch\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = [(int(step), int(total)) for step, total in (line.split()[2:] for line in done.stdout.splitlines())]
+    assert len(told) >= 3 and told == sorted(told) and told[-1][0] == told[-1][1] > 30 > told[-2][0] > told[0][0] > 0
+    other = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"RANK": "1"})
+    assert other.stdout == ""  # each rank loads it, one tells
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

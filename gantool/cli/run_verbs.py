@@ -92,9 +92,10 @@ def prepare(
 
 def _stage(settings: RunConfig, progress: TerminalProgress) -> None:
     """Make what the scores of a run need beside its generator: the extractor, the statistics of the real images."""
-    from gantool.evaluate import stage
-    from gantool.metrics.collection import Work
-    from gantool.runtime import num_threads, set_threads
+    with quick_imports(progress):
+        from gantool.evaluate import stage
+        from gantool.metrics.collection import Work
+        from gantool.runtime import num_threads, set_threads
 
     set_threads(num_threads(settings.runtime.threads))
     assert settings.eval is not None
@@ -196,7 +197,7 @@ def sample(
     if grid and num:
         which = "--show" if show else "--grid"
         raise UsageError(f"--num has no effect with {which}, which draws rows x columns images", "leave it out")
-    with quick_imports():
+    with terminal_progress() as progress, quick_imports(progress):
         from gantool.sample import choose_classes, draw_grid, load_snapshot, parse_grid, save_grid
         from gantool.sample import sample as run
 
@@ -347,7 +348,7 @@ def _eval_ranks(device: str | None, progress: TerminalProgress) -> tuple[Any, An
     """(ranks, device) of this process."""
     from gantool.config.schema import RuntimeConfig
 
-    with quick_imports():
+    with quick_imports(progress):
         from gantool.metrics.collection import Alone
         from gantool.runtime import Runtime, return_large_blocks
     from gantool.start import world_size

@@ -14,6 +14,7 @@ import typer
 from gantool.cli import completion
 from gantool.cli.program import Assignments, Device, choose, format_option, register, terminal_progress
 from gantool.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from gantool.launch import quick_imports
 
 
 @register("bench")
@@ -59,7 +60,8 @@ def bench(
             from gantool.launch import launch
 
             return launch(nproc, sys.argv[1:])
-        from gantool import bench as run
+        with quick_imports(progress):
+            from gantool import bench as run
 
         if packed:
             alone, together = run.bench_packed(settings, packed, rounds, steps, progress)
@@ -100,10 +102,8 @@ def doctor(
     from gantool.doctor import examine
 
     choose("--format", form, ("table", "json"))
-    with terminal_progress() as progress:
-        progress.step("checks", 0, 1)  # most of the time it loads torch
+    with terminal_progress() as progress, quick_imports(progress):
         findings = examine()
-        progress.step("checks", 1, 1)
     if form == "json":
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:
