@@ -267,7 +267,7 @@ def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
 
 def _flop(trainer: Trainer) -> int:
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, trainer.players.graphs.off():
         trainer.train_step()
     return int(counter.get_total_flops())
 

@@ -36,9 +36,10 @@ def gradient_penalty(weight: float, judge: Judge, real: Tensor, fake: Tensor, mi
 
 
 def zero_centred_penalty(
-    settings: R1Penalty | R2Penalty | R1R2Penalty, weight: float, update: int, real: Side, fake: Side
+    settings: R1Penalty | R2Penalty | R1R2Penalty, weight: float | Tensor, update: int, real: Side, fake: Side
 ) -> Tensor:
-    """The penalty of discriminator update number `update`, a scalar; `weight` is gamma at this step.
+    """The penalty of discriminator update number `update`, a scalar; `weight` is gamma at this step, a number or a
+    float64 scalar.
 
     r1: gamma/2 * E[|grad D(x)|^2] on real images (Mescheder et al., 2018, eq. 9);
     r2: gamma/2 * E[|grad D(G(z))|^2] on generated images (eq. 10);
@@ -51,7 +52,8 @@ def zero_centred_penalty(
     sides = {"r1": (real,), "r2": (fake,), "r1_r2": (real, fake)}[settings.kind]
     for judge, images in sides:
         total = total + _squared_gradient_norm(judge, images).mean()
-    return settings.interval * weight / 2 * total
+    strength = settings.interval * weight / 2
+    return (strength.to(total.dtype) if isinstance(strength, Tensor) else strength) * total
 
 
 def _squared_gradient_norm(judge: Judge, images: Tensor) -> Tensor:
@@ -78,5 +80,5 @@ class LeCam:
         """
         means = means.detach().float()
         averages = torch.where(self.state[2] > 0, torch.lerp(means, self.state[:2], self.settings.decay), means)
-        self.state = torch.cat([averages, averages.new_ones(1)])
+        self.state.copy_(torch.cat([averages, averages.new_ones(1)]))
         return self.settings.weight * ((real - averages[1]).square().mean() + (fake - averages[0]).square().mean())

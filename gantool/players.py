@@ -21,7 +21,8 @@ from gantool.config.objective import AdaAugment, DiffAugment, GradientPenalty, R
 from gantool.config.schema import RunConfig
 from gantool.data import ada, diffaugment
 from gantool.data.loader import RealImages
-from gantool.models.layers import Dropout, iterate_spectral_norms, set_dropout
+from gantool.graphs import Graphs
+from gantool.models.layers import Dropout, dropout_starts, iterate_spectral_norms, set_dropout
 from gantool.models.resampling import rewritten
 from gantool.penalties import Side, gradient_penalty, zero_centred_penalty
 from gantool.precision import float32_products
@@ -47,6 +48,7 @@ class Players:
         num_classes: int,
         runtime: Runtime,
         steps_of: Callable[[int | str], int],
+        graphs: Graphs | None = None,
     ) -> None:
         self.config, self.state, self.runtime, self.steps_of = config, state, runtime, steps_of
         self.real, self.real_of_generator = real, real.in_other_order("_g")
@@ -59,6 +61,8 @@ class Players:
         condition = getattr(config.discriminator, "condition", None)
         self.class_weights = (getattr(condition, "weight", 0.0), getattr(condition, "generator_weight", 0.0))
         self._kept: tuple[Tensor, Tensor | None] | None = None  # what the generator made for the discriminator, labels
+        self.update = 0  # of the discriminator, within the step
+        self.graphs = graphs or Graphs(None)
         self.batches = {"discriminator": config.batch, "generator": config.generator_batch or config.batch}
 
     def step(self) -> Tensor:
@@ -84,15 +88,29 @@ class Players:
 
     def update_discriminator(self, update: int) -> Tensor:
         """One update of the discriminator; its numbers, float32 [len(SCALARS)] on the device."""
-        state, pair = self.state, self.loss
-        turn = state.step * self.config.n_dis + update
-        real, labels = self.real.batch(turn), self.labels_of(self.real, turn)
-        if state.ada is not None and isinstance(state.ada.settings.p, Ramp):
-            state.ada.state[0] = self.value(state.ada.settings.p)
-        fake_labels = labels if pair.paired else self.random_labels("discriminator", state.step, update)
+        self.update, ada = update, self.state.ada
+        if ada is not None and isinstance(ada.settings.p, Ramp):
+            ada.state[0] = self.value(ada.settings.p)
+        penalised = self.turn % getattr(self.config.penalty, "interval", 1) == 0
+        numbers, gradients = self.graphs.run(("discriminator", penalised), self._discriminator_gradients)
+        self.descend("discriminator", gradients)
+        return numbers
+
+    @property
+    def turn(self) -> int:
+        """The number of the discriminator's update since the first step."""
+        return self.state.step * self.config.n_dis + self.update
+
+    def _discriminator_gradients(self) -> tuple[Tensor, list[Tensor | None]]:
+        """The numbers and gradients of the discriminator's update."""
+        state, pair, take = self.state, self.loss, self.graphs.take
+        real, labels = take(lambda: self.real.batch(self.turn)), take(lambda: self.labels_of(self.real, self.turn))
+        fake_labels = labels
+        if not pair.paired:
+            fake_labels = take(lambda: self.random_labels("discriminator", state.step, self.update))
         self._train_discriminator(True)
-        latents = self.latents("discriminator", state.step, update)
-        if self.config.reuse_fakes and update == self.config.n_dis - 1:
+        latents = take(lambda: self.latents("discriminator", state.step, self.update))
+        if self.config.reuse_fakes and self.update == self.config.n_dis - 1:
             iterate_spectral_norms(state.generator)
             with parametrize.cached():
                 self._kept = self.call(state.generator, latents, fake_labels), fake_labels
@@ -101,7 +119,7 @@ class Players:
             with torch.no_grad(), parametrize.cached():
                 fake = self.call(state.generator, latents, fake_labels)
         iterate_spectral_norms(state.discriminator)
-        look = Look(self, "discriminator", turn)
+        look = Look(self, "discriminator")
         # The normalised weights are computed once and shared by all passes of the update.
         with parametrize.cached():
             if self.one_pass:
@@ -112,12 +130,12 @@ class Players:
             loss = pair.discriminator(real_logits, fake_logits)
             if classes is not None and labels is not None:
                 loss = loss + self.class_weights[0] * F.cross_entropy(classes[: len(real)], labels)
-            extra = self.penalty(look, real, labels, fake, fake_labels, turn)
+            extra = self.penalty(look, real, labels, fake, fake_labels)
             if state.lecam is not None:
                 means = torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()])
                 self.runtime.average([means])
                 extra = state.lecam.penalty(real_logits, fake_logits, means)
-            self.descend("discriminator", loss + extra)
+            gradients = self._gradients("discriminator", loss + extra)
         with torch.no_grad():
             if state.ada is not None and pair.boundary is not None:
                 sign = (real_logits - pair.boundary).sign().mean()
@@ -125,46 +143,59 @@ class Players:
                 state.ada.observe(sign)
             right = losses.accuracies(pair, real_logits, fake_logits)
             numbers = [loss, loss.new_zeros(()), extra, real_logits.mean(), fake_logits.mean(), *right]
-            return torch.stack([number.detach().float() for number in numbers])
+            return torch.stack([number.detach().float() for number in numbers]), gradients
 
     def update_generator(self) -> Tensor:
         """One update of the generator; its loss."""
-        state, step = self.state, self.state.step
+        loss, gradients = self.graphs.run("generator", self._generator_gradients)
+        self.descend("generator", gradients)
+        return loss
+
+    def _generator_gradients(self) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss and gradients of the generator's update."""
+        state, take = self.state, self.graphs.take
         self._train_discriminator(False)
         kept, self._kept = self._kept, None
         if kept is None:
             iterate_spectral_norms(state.generator)
-        look = Look(self, "generator", step)
+        look = Look(self, "generator")
         real_logits = None
         with parametrize.cached():
             if kept is not None:
                 fake, labels = kept
             else:
-                labels = self.random_labels("generator", step)
                 if self.loss.paired:
-                    labels = self.labels_of(self.real_of_generator, step)
-                fake = self.call(state.generator, self.latents("generator", step), labels)
+                    labels = take(lambda: self.labels_of(self.real_of_generator, state.step))
+                else:
+                    labels = take(lambda: self.random_labels("generator", state.step))
+                fake = self.call(state.generator, take(lambda: self.latents("generator", state.step)), labels)
             if self.loss.paired:
+                real = take(lambda: self.real_of_generator.batch(state.step))
                 with torch.no_grad():
-                    real_logits, _ = look.real(self.real_of_generator.batch(step), labels)
+                    real_logits, _ = look.real(real, labels)
             fake_logits, classes = look.fake(fake, labels)
             loss = self.loss.generator(real_logits, fake_logits)
             if classes is not None and labels is not None:
                 loss = loss + self.class_weights[1] * F.cross_entropy(classes, labels)
-            self.descend("generator", loss)
-        return loss.detach()
+            return loss.detach(), self._gradients("generator", loss)
 
     def _train_discriminator(self, wanted: bool) -> None:
         """Let gradients reach the discriminator's weights, or not; what a network of the user's own froze stays so."""
         for parameter in self.trainable:
             parameter.requires_grad_(wanted)
 
-    def descend(self, player: str, loss: Tensor) -> None:
+    def _gradients(self, player: str, loss: Tensor) -> list[Tensor | None]:
+        """Of `loss` with respect to each parameter of `player`."""
+        self.state.optimizers[player].zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [p.grad for p in getattr(self.state, player).parameters()]
+
+    def descend(self, player: str, gradients: list[Tensor | None]) -> None:
         """Update `player` by its optimizer, with gradients averaged over the ranks."""
         optimizer = self.state.optimizers[player]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.runtime.average([p.grad for p in getattr(self.state, player).parameters() if p.grad is not None])
+        for parameter, gradient in zip(getattr(self.state, player).parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.runtime.average([gradient for gradient in gradients if gradient is not None])
         settings = getattr(self.config.optimizer, player)
         for group in optimizer.param_groups:
             if isinstance(settings.lr, Ramp):
@@ -206,29 +237,42 @@ class Players:
         return slice(self.runtime.rank * share, (self.runtime.rank + 1) * share)
 
     def penalty(
-        self, look: Look, real: Tensor, labels: Tensor | None, fake: Tensor, fake_labels: Tensor | None, turn: int
+        self, look: Look, real: Tensor, labels: Tensor | None, fake: Tensor, fake_labels: Tensor | None
     ) -> Tensor:
-        """The weighted gradient penalty of the discriminator's update number `turn`; 0 where there is none."""
+        """The weighted gradient penalty of the discriminator's update; 0 where there is none."""
         settings = self.config.penalty
         if isinstance(settings, GradientPenalty):
-            draw = randomness.generator(self.config.seed, "mix", turn).random
-            mix = self.share(draw(self.config.batch, dtype=np.float32))
+            mix = self.graphs.take(self._mix)
             return gradient_penalty(settings.weight, lambda x: look.mixed(x, labels)[0], real, fake, mix)
         if isinstance(settings, (R1Penalty, R2Penalty, R1R2Penalty)):
             sides = Side(lambda x: look.real(x, labels)[0], real), Side(lambda x: look.fake(x, fake_labels)[0], fake)
-            return zero_centred_penalty(settings, self.value(settings.weight), turn, *sides)
+            weight: float | Tensor = self.value(settings.weight)
+            if isinstance(settings.weight, Ramp) and self.graphs.wanted:
+                weight = self.graphs.take(lambda: self._on_device(self.value(settings.weight)))
+            return zero_centred_penalty(settings, weight, self.turn, *sides)
         return real.new_zeros(())
+
+    def _mix(self) -> Tensor:
+        """Shares of real images in those between real and generated ones, float32 [batch / ranks] in [0, 1)."""
+        draw = randomness.generator(self.config.seed, "mix", self.turn).random
+        return self.share(draw(self.config.batch, dtype=np.float32))
+
+    def _on_device(self, number: float) -> Tensor:
+        return torch.tensor(number, dtype=torch.float64, device=self.runtime.device)
 
 
 class Look:
     """How the discriminator sees images in one update: with the augmentation and dropout of that update."""
 
-    def __init__(self, players: Players, player: str, turn: int) -> None:
-        self.players, self.player, self.turn = players, player, turn
+    def __init__(self, players: Players, player: str) -> None:
+        self.players, self.player = players, player
         self.network = players.state.discriminator
-        self.key = 0
-        if players.has_dropout:
-            self.key = int(randomness.generator(players.config.seed, f"dropout_{player[0]}", turn).integers(2**63))
+        self.starts: Tensor = players.graphs.take(self._dropout_starts) if players.has_dropout else torch.empty(0)
+
+    @property
+    def turn(self) -> int:
+        """The number of the player's update."""
+        return self.players.turn if self.player == "discriminator" else self.players.state.step
 
     def real(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(logits [B], class logits or None) of real images."""
@@ -252,9 +296,13 @@ class Look:
 
     def _judge(self, images: Tensor, labels: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.players.has_dropout:
-            set_dropout(self.network, self.key, rows)
+            set_dropout(self.network, self.starts, rows)
         found = self.players.call(self.network, images, labels)
         return found if isinstance(found, tuple) else (found, None)
+
+    def _dropout_starts(self) -> Tensor:
+        rng = randomness.generator(self.players.config.seed, f"dropout_{self.player[0]}", self.turn)
+        return dropout_starts(self.network, int(rng.integers(2**63))).to(self.players.runtime.device)
 
     def _rows(self, part: int, share: int) -> Tensor:
         """Numbers of a rank's images that no other image of the update has."""
@@ -268,9 +316,13 @@ class Look:
         if not isinstance(settings, (DiffAugment, AdaAugment)):
             return images
         module = diffaugment if isinstance(settings, DiffAugment) else ada
-        rng = randomness.generator(players.config.seed, f"{settings.kind}_{self.player[0]}_{part}", self.turn)
-        size = len(images) * players.runtime.num_ranks
-        draws = players.share(rng.random((size, module.NUM_DRAWS), dtype=np.float32))
+        size = len(images) * players.runtime.num_ranks, module.NUM_DRAWS
+
+        def draw() -> Tensor:
+            rng = randomness.generator(players.config.seed, f"{settings.kind}_{self.player[0]}_{part}", self.turn)
+            return players.share(rng.random(size, dtype=np.float32))
+
+        draws = players.graphs.take(draw)
         if isinstance(settings, DiffAugment):
             return diffaugment.diffaugment(settings.policy, images, draws)
         assert players.state.ada is not None

@@ -122,7 +122,7 @@ class State:
             optimizer.load_state_dict(values)
         device = next(self.generator.parameters()).device
         for name, held in self._held().items():
-            held.state = tensors[name].to(device)
+            held.state.copy_(tensors[name])
         self.pending = list(tensors["pending"].to(device)) if "pending" in tensors else []
         self.step = step
 

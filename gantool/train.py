@@ -28,6 +28,7 @@ from gantool.config.schema import RunConfig
 from gantool.data.loader import RealImages
 from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
+from gantool.graphs import Graphs
 from gantool.interrupts import CANCELLED, Interrupts, describe
 from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
@@ -170,7 +171,8 @@ class Trainer:
             images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,
             every.resident,
         )  # fmt: skip
-        self.players = Players(config, self.state, real, labels, self.num_classes, runtime, self._steps)
+        graphs = Graphs.of(config, runtime, progress.say)
+        self.players = Players(config, self.state, real, labels, self.num_classes, runtime, self._steps, graphs)
         networks = (("generator", self.state.generator), ("discriminator", self.state.discriminator))
         sizes = ", ".join(f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks)
         _log.info("parameters: %s; data %s", sizes, "on the device" if real.resident else "read from the file")

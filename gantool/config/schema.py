@@ -119,6 +119,9 @@ class RuntimeConfig(Model):
     rewrites: bool = True
     """Train with convolutions that change the size in the form that is fastest, as one strided convolution or as a
     product of matrices; the same numbers up to rounding."""
+    cuda_graphs: bool = False
+    """On a GPU, record the updates once and launch their kernels all at once: for small networks, whose time goes into
+    launching. Where that cannot be, a line says so."""
     grid: Annotated[str, Field(pattern=r"^[1-9]\d?x[1-9]\d?$")] = "8x8"
     """Rows x columns of the sample grids."""
     samples_dir: Annotated[str, Field(pattern=NAME_PATTERN)] = "samples"

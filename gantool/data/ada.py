@@ -59,9 +59,8 @@ class Ada:
         total, number = total + mean_sign, number + 1
         full = number >= self.settings.interval
         moved = (p + (total / number - self.settings.target).sign() * self.step).clamp(0, 1)
-        self.state = torch.stack(
-            [torch.where(full, moved, p), torch.where(full, 0, total), torch.where(full, 0, number)]
-        )
+        found = [torch.where(full, moved, p), torch.where(full, 0, total), torch.where(full, 0, number)]
+        self.state.copy_(torch.stack(found))
 
 
 def augment(p: Tensor, images: Tensor, draws: Tensor) -> Tensor:

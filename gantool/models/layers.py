@@ -238,14 +238,23 @@ class Dropout(nn.Module):
         return x * keep.reshape(x.shape).to(x.dtype).mul_(1 / (1 - self.probability))
 
 
-def set_dropout(network: nn.Module, key: int, rows: Tensor) -> None:
+def set_dropout(network: nn.Module, key: int | Tensor, rows: Tensor) -> None:
     """Tell the Dropout layers of `network`, if it has any, which pass comes next: `key` stands for the seed, the step
-    and the pass; `rows`, int64 [B] on the network's device, are its samples' numbers in the global batch."""
-    layers = [module for module in network.modules() if isinstance(module, Dropout)]
-    for index, layer in enumerate(layers):
-        start = torch.tensor([(key + 2**63) % 2**64 - 2**63, index])
-        first, second = _mix(start).tolist()
+    and the pass, as a number or as its `dropout_starts` on the network's device; `rows`, int64 [B] there too, are its
+    samples' numbers in the global batch."""
+    starts = key if isinstance(key, Tensor) else dropout_starts(network, key).to(rows.device)
+    for layer, (first, second) in zip(_dropouts(network), starts.unbind(), strict=True):
         layer.streams = _mix(_mix(rows * _WEYL + first) + second)
+
+
+def dropout_starts(network: nn.Module, key: int) -> Tensor:
+    """What `key` means for each Dropout layer of `network`, int64 [layers, 2]."""
+    layer = torch.arange(len(_dropouts(network)))
+    return _mix(torch.stack([torch.full_like(layer, (key + 2**63) % 2**64 - 2**63), layer], dim=1))
+
+
+def _dropouts(network: nn.Module) -> list[Dropout]:
+    return [module for module in network.modules() if isinstance(module, Dropout)]
 
 
 def _mix(x: Tensor) -> Tensor:

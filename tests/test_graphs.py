@@ -1,0 +1,205 @@
+"""Recorded updates give the bits of those that are computed as ever: on the CPU by a recorder of operators, which shows
+that no number of an update is baked into its record, and on a GPU by CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gantool.config.schema import RunConfig
+from gantool.data.loader import RealImages
+from gantool.data.pack import ensure_packed
+from gantool.graphs import CudaRecorder, Graphs, Recorder, Update
+from gantool.players import Players
+from gantool.progress import Silent
+from gantool.runtime import Runtime
+from gantool.state import State
+
+Found = tuple[Tensor, list[Tensor | None]]
+STEPS = 11  # three of each kind as ever, then the record, then replays
+
+
+class _Operators(TorchDispatchMode):
+    """Notes every operator with its arguments and results; an operator whose result Python reads is an error, as it
+    would be while CUDA records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        found = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, found))
+        return found
+
+
+class OperatorRecorder:
+    """CUDA graphs as far as a CPU can be one: the same operators, on the same memory, without any of Python's."""
+
+    def __init__(self) -> None:
+        self.records = self.replays = 0
+
+    def apart(self, update: Update) -> Found:
+        return update()
+
+    def record(self, update: Update) -> tuple[Callable[[], None], Found]:
+        self.records += 1
+        operators = _Operators()
+        with operators:
+            found = update()  # unlike CUDA this computes it too
+        first = True
+
+        @torch.no_grad()
+        def replay() -> None:
+            nonlocal first
+            if first:
+                first = False
+                return
+            self.replays += 1
+            for func, args, kwargs, results in operators.calls:
+                returns = func._schema.returns
+                if any(one.alias_info is not None for one in returns) and not func._schema.is_mutable:
+                    continue  # a view of memory that is written anyway
+                again = func(*args, **kwargs)
+                if func._schema.is_mutable:
+                    continue
+                for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                    if isinstance(old, Tensor):
+                        old.detach().copy_(new)
+
+        return replay, found
+
+
+SMALL = {"width": 4, "max_width": 4}
+RESNET = {"generator": {"kind": "resnet", "latent_dim": 4, **SMALL}, "discriminator": {"kind": "resnet", **SMALL}}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gp": {**RESNET, "loss": "wasserstein", "penalty": "gp", "n_dis": 3},
+    "r1 now and then": {**RESNET, "penalty": {"kind": "r1", "interval": 2}},
+    "ramps": {
+        "loss": "relativistic",
+        "n_dis": 2,
+        "discriminator": {"kind": "r3gan"},
+        "penalty": {"kind": "r1_r2", "interval": 3, "weight": {"start": 2.0, "end": 0.1, "shape": "cosine"}},
+        "optimizer": {"generator": {"kind": "adam", "lr": {"start": 2e-3, "end": 0.0}}},
+    },
+    "lecam": {"penalty": "lecam", "loss": "hinge"},
+    "ada": {"augment": {"kind": "ada", "interval": 2, "kimg": 0.1}},
+    "ada with a ramp": {"augment": {"kind": "ada", "target": None, "p": {"start": 0.0, "end": 0.9}}},
+    "diffaugment": {**RESNET, "augment": "diffaugment", "n_dis": 2, "penalty": "r1"},
+    "advanced": {"augment": "advanced"},
+    "basic, from the host": {"augment": "basic", "runtime": {"resident": "never"}},
+    "dropout": {"discriminator": {"kind": "conv", "dropout": 0.3, "norm": "none", **SMALL}, "penalty": "gp"},
+    "batch norm": {"discriminator": {"kind": "conv", "norm": "batch", **SMALL}},
+    "spectral norm, classes": {
+        "data": {"name": "shapes", "size": 16},
+        "generator": {"kind": "biggan", "latent_dim": 9, **SMALL},
+        "discriminator": {"kind": "resnet", "spectral_norm": True, "condition": "projection", **SMALL},
+        "loss": "hinge",
+        "n_dis": 2,
+    },
+    "acgan": {
+        "generator": {"kind": "conv", "condition": "concat", "latent_dim": 4, **SMALL},
+        "discriminator": {"kind": "conv", "condition": "acgan", **SMALL},
+        "generator_batch": 10,
+    },
+    "bfloat16": {"precision": "bfloat16", **RESNET, "penalty": "gp"},
+}
+
+
+def trained(
+    data_dir: Path,
+    case: dict[str, Any],
+    recorder: Recorder | None,
+    device: str = "cpu",
+    say: Callable[[str], None] | None = None,
+) -> tuple[State, Any]:
+    """(state, numbers of each step) of a small run on `shapes` at 8x8."""
+    runtime = {"device": device, "threads": 1, **case.get("runtime", {})}
+    small: dict[str, Any] = {
+        "data": {"name": "shapes", "size": 8},
+        "batch": 6,
+        "steps": STEPS,
+        "generator": {"kind": "conv", "latent_dim": 4, **SMALL},
+        "discriminator": {"kind": "conv", **SMALL},
+    }
+    config = RunConfig.model_validate(small | case | {"runtime": runtime})
+    data = ensure_packed(config.data, data_dir, Silent())
+    images, labels = data.split("train")
+    torch.manual_seed(0)
+    place = Runtime(config.runtime)
+    state = State(config, place.device, len(data.classes))
+    real = RealImages(images, config.augment, config.seed, config.batch, place.device, resident=config.runtime.resident)
+    graphs = Graphs(recorder, say or pytest.fail)
+    both = Players(config, state, real, labels, len(data.classes), place, lambda length: int(length), graphs)
+    numbers = []
+    for _ in range(STEPS):
+        numbers.append(both.step().tolist())
+        state.step += 1
+        state.update_ema()
+    assert graphs.wanted == (recorder is not None and say is None)
+    return state, numbers
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_updates_are_those_of_ever(case: str, data_dir: Path) -> None:
+    recorder = OperatorRecorder()
+    (plain, expected), (fast, found) = (trained(data_dir, CASES[case], one) for one in (None, recorder))
+    assert recorder.records >= 2 and recorder.replays >= STEPS - 2
+    assert found == expected
+    for name, value in plain.tensors().items():
+        assert torch.equal(value, fast.tensors()[name]), name
+
+
+def test_a_number_that_is_baked_in_is_found(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected = trained(data_dir, CASES["plain"], None)
+    monkeypatch.setattr(Graphs, "take", lambda self, make: make())
+    _, found = trained(data_dir, CASES["plain"], OperatorRecorder())
+    assert found[:4] == expected[:4] and found[4:] != expected[4:]
+
+
+def test_what_cannot_be_recorded_goes_on_as_ever_with_one_line(data_dir: Path) -> None:
+    class Broken(OperatorRecorder):
+        def record(self, update: Update) -> tuple[Callable[[], None], Found]:
+            if self.records:
+                raise RuntimeError("CUDA error: out of memory\nmore words")
+            return super().record(update)
+
+    _, expected = trained(data_dir, CASES["plain"], None)
+    said: list[str] = []
+    _, found = trained(data_dir, CASES["plain"], Broken(), say=said.append)
+    assert found == expected
+    assert said == ["runtime.cuda_graphs: without from now on, an update cannot be recorded: CUDA error: out of memory"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "the device is cpu"),
+        ({"reuse_fakes": True}, "the device is cpu"),
+    ],
+)
+def test_a_cpu_goes_without_and_says_so(changes: dict[str, Any], words: str) -> None:
+    config = RunConfig.model_validate({"runtime": {"device": "cpu", "cuda_graphs": True}} | changes)
+    said: list[str] = []
+    assert not Graphs.of(config, Runtime(config.runtime), said.append).wanted
+    assert said == [f"runtime.cuda_graphs: without, {words}"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@pytest.mark.parametrize("case", CASES)
+def test_cuda_graphs_give_the_same_bits(case: str, data_dir: Path) -> None:
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    (plain, expected), (fast, found) = (trained(data_dir, CASES[case], one, "cuda") for one in (None, recorder))
+    assert found == expected
+    for name, value in plain.tensors().items():
+        assert torch.equal(value, fast.tensors()[name]), name
