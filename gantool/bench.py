@@ -25,7 +25,7 @@ from gantool.data.pack import PackedDataset, open_packed
 from gantool.errors import GantoolError
 from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
-from gantool.progress import Progress, Silent
+from gantool.progress import Progress, Silent, counted
 from gantool.runs import RunDirectory
 from gantool.runtime import Runtime, peak_megabytes
 from gantool.train import Trainer
@@ -82,7 +82,13 @@ class BenchResult:
 
     def table(self) -> list[list[str]]:
         """Lines of name, median and range, for eyes."""
-        rows = [["device", f"{self.device}, {self.ranks} ranks, {self.threads} threads, {self.precision}", ""]]
+        rows = [
+            [
+                "device",
+                f"{self.device}, {counted(self.ranks, 'rank')}, {counted(self.threads, 'thread')}, {self.precision}",
+                "",
+            ]
+        ]
         measures = {
             "images/s": self.images_per_second,
             "steps/s": self.steps_per_second,
@@ -112,10 +118,13 @@ def bench(
         config = config.model_copy(update={"runtime": settings})
         runtime = Runtime(settings)
         device = runtime.device
+        total = rounds + 5  # besides the rounds: building, warming up, two turns of each, measures of the machine
+        progress.step("bench", 0, total)
         trainer = _trainer(config, data, runtime, Path(folder))
         first = _seconds(device, trainer.train_step)
         contenders = {"trainer": _trainer_steps(trainer, steps)}
         _seconds(device, contenders["trainer"])
+        progress.step("bench", 2, total)
         peak = peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
         contenders["bare"] = _bare_steps(trainer, steps)
         if plain:
@@ -124,16 +133,17 @@ def bench(
             )
             contenders["plain"] = _trainer_steps(_trainer(other, data, runtime, Path(folder) / "plain"), steps)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        progress.step("bench", 0, rounds + 1)
         for index in range(rounds + 1):
             for name, work in contenders.items():
                 took = _seconds(device, work)
                 if index:  # the first turn is for warming up
                     seconds[name].append(took)
-            progress.step("bench", index + 1, rounds + 1)
+            progress.step("bench", index + 3, total)
         shares = _shares(trainer, steps)
+        progress.step("bench", total - 1, total)
         flop = _flop(trainer)
         ceiling = _ceiling(trainer) * runtime.num_ranks
+        progress.step("bench", total, total)
     ratios = {
         name: Measure.of([other / own for other, own in zip(times, seconds["trainer"], strict=True)])
         for name, times in seconds.items()

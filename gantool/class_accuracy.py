@@ -15,6 +15,7 @@ from gantool import losses
 from gantool.config.schema import RunConfig
 from gantool.data.loader import to_float
 from gantool.data.pack import PackedDataset
+from gantool.progress import Progress, told
 from gantool.sample import Snapshot, generate_with, labels_in_turn
 from gantool.state import State
 
@@ -22,7 +23,9 @@ _MOST = 2000  # images of each kind, over all classes
 
 
 @torch.no_grad()
-def class_accuracies(config: RunConfig, state: State, loss: losses.Loss, data: PackedDataset) -> dict[str, Any]:
+def class_accuracies(
+    config: RunConfig, state: State, loss: losses.Loss, data: PackedDataset, progress: Progress
+) -> dict[str, Any]:
     """For each class of `data.classes`: accuracy_real, accuracy_fake (shares in [0, 1], None without images) of the
     discriminator in eval mode, on `num` images each: of the test split (`split`; train where there is none), and of the
     averaged generator. With a loss without boundary both are the share of pairs in the right order.
@@ -36,7 +39,7 @@ def class_accuracies(config: RunConfig, state: State, loss: losses.Loss, data: P
     rows: dict[str, list[float | None]] = {"accuracy_real": [], "accuracy_fake": []}
     training = discriminator.training
     discriminator.eval()
-    for label in range(num_classes):
+    for label in told(range(num_classes), "accuracy by class", progress):
         chosen = np.flatnonzero(labels == label)[:num]
         if not len(chosen):
             rows["accuracy_real"].append(None)

@@ -40,7 +40,7 @@ from gantool.metrics.reference import RealStatistics, Reference, gather, kept_va
 from gantool.metrics.scores import Score, class_rows, score_rows, write_score
 from gantool.metrics.statistics import Need, Statistics, distance
 from gantool.nearest import picture_of_nearest
-from gantool.progress import Progress
+from gantool.progress import Progress, told
 from gantool.sample import Snapshot, generated_set, save_grid
 
 _log = logging.getLogger(__name__)
@@ -308,7 +308,8 @@ def _add_special(
     facts = _facts(scored, real.train, extractor, source(reference))
     if "overfit" in settings.metrics:
         assert real.test is not None
-        values |= table.overfit(scored, real.train, real.test, extractor.device)
+        tell = partial(progress.step, "overfit")
+        values |= table.overfit(scored, real.train, real.test, extractor.device, tell)
         protocol["overfit"] = table.overfit_protocol(facts, min(facts.num_equal, real.test.count))
     if settings.ci and "fid" in settings.metrics:
         assert scored.features is not None
@@ -319,7 +320,9 @@ def _add_special(
         protocol["ci"] = f"ci|{facts.features}|{facts.tail(facts.num_reference)}|halves|jackknife=20|95%|seed=2020"
     if settings.per_class:
         names = _class_names(reference.images)
-        for label in range(len(names)):  # one after the other: a Gram matrix of 2,048 features has 34 MB
+        for label in told(
+            range(len(names)), "scores by class", progress
+        ):  # one after the other: a Gram matrix of 2,048 features has 34 MB
             part, whole = table.class_moments(scored, label), table.class_moments(real.train, label)
             row = per_class.setdefault(names[label], {})
             row["num"] = part.count

@@ -34,7 +34,7 @@ def program() -> list[str]:
 @contextlib.contextmanager
 def quick_imports(progress: Progress) -> Iterator[None]:
     """Without looking for garbage while torch is loaded, nor in what it has made, which stays. Where this takes more
-    than a second, as from a busy shared filesystem, `progress` of rank 0 hears how far it is."""
+    than half a second, as from a busy shared filesystem, `progress` of rank 0 hears how far it is."""
     if "torch" in sys.modules:
         yield
         return
@@ -54,10 +54,13 @@ def quick_imports(progress: Progress) -> Iterator[None]:
 
 def _tell_of_imports(progress: Progress, ended: threading.Event, before: int) -> None:
     """Tell how many modules have been loaded, until `ended`, of about as many as torch brings."""
-    if ended.wait(1.0):
+    began = time.monotonic()
+    if ended.wait(0.5):
         return
     while not ended.wait(0.2):
-        progress.step("load torch", min(len(sys.modules) - before, _MODULES - 1), _MODULES)
+        done = min(len(sys.modules) - before, _MODULES - 1)
+        left = (time.monotonic() - began) * (_MODULES - done) / done if done > 0 else None
+        progress.step("load torch", done, _MODULES, "", left)
     progress.step("load torch", _MODULES, _MODULES)
 
 

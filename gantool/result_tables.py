@@ -166,6 +166,7 @@ def _latex_cell(value: Any) -> str:
 def _latex(text: str) -> str:
     """Text with TeX's special characters escaped."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     text = "".join(c if c.isprintable() else " " for c in text)
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
@@ -188,19 +189,21 @@ def sweep_markdown(plan: SweepPlan, rows: Sequence[Row]) -> str:
     if any(group.differences for group in groups):
         baseline = ", ".join(f"{axis} {label}" for axis, label in plan.report.against.items())
         text = (
-            f"Difference: {plan.report.metric} against {baseline}, paired by seed, with a 95 % interval (Student's t)."
+            f"Difference: {plan.report.metric} against {_markdown(baseline)}, paired by seed, with a 95 % interval "
+            "(Student's t)."
         )
         lines.append(text)
     missing = [row for row in rows if not row.values]
     lines += ["", f"Runs without a score: {len(missing)} of {len(rows)}.", ""] if missing else [""]
     for row in missing:
         if row.state != "done":
-            lines.append(f"- `{row.run}`: {row.state}{': ' if row.cause else ''}{row.cause}")
+            lines.append(f"- `{row.run}`: {row.state}{': ' if row.cause else ''}{_markdown(row.cause)}")
         if row.output and row.state in ENDED_BADLY:
             lines += ["", "  ```", *(f"  {line}" for line in row.output), "  ```", ""]
     protocols = {group.protocol_digest: group for group in groups if group.spreads}
     for digest, group in protocols.items():
-        lines += ["", f"Protocol {digest} ({group.data_title}): `{json.dumps(group.protocol)}`"]
+        lines += ["", f"Protocol {digest} ({group.data_title}):", ""]
+        lines += [f"- `{line}`" for line in protocol_lines(group.protocol)]
     lines += ["", *(f"- {line}" for line in found)] if (found := origins(rows)) else []
     lines += [f"- warning: {text}" for text in dict.fromkeys(text for row in rows for text in row.warnings)]
     return "\n".join(lines) + "\n"
@@ -232,16 +235,23 @@ def caption(plan: SweepPlan, rows: Sequence[Row]) -> str:
 
 def protocol_text(protocol: Any) -> str:
     """A protocol as one line."""
-    return "  ".join(map(str, protocol.values())) if isinstance(protocol, dict) else str(protocol)
+    return "  ".join(protocol_lines(protocol))
+
+
+def protocol_lines(protocol: Any) -> list[str]:
+    """A protocol as a line for each of its metrics."""
+    return list(map(str, protocol.values())) if isinstance(protocol, dict) else [str(protocol)]
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows] if headers else []
-    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
 
 
-def _markdown_cell(text: str) -> str:
-    return " ".join(text.splitlines()).replace("|", "\\|")
+def _markdown(text: str) -> str:
+    """Text on one line, with what Markdown, HTML and math in it would take for their own escaped."""
+    text = re.sub(r"[\\`*<>$\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.splitlines()))
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text)
 
 
 def sweep_latex(plan: SweepPlan, rows: Sequence[Row]) -> str:

@@ -45,10 +45,15 @@ def world_size() -> int:
     return max(1, ranks)
 
 
-def open_run(path: Path, sets: list[str], num_ranks: int) -> tuple[RunConfig, RunDirectory]:
-    """The config and directory that `path` (a config or a run directory) and `--set` mean."""
+def open_run(path: Path, sets: list[str], num_ranks: int, with_data: bool = False) -> tuple[RunConfig, RunDirectory]:
+    """The config and directory that `path` (a config or a run directory) and `--set` mean. `with_data`: DataError where
+    the data are not packed, before there is a new directory."""
     if not path.is_dir():
         settings = load_run_config(path, sets, num_ranks)
+        if with_data and settings.data.name != "shapes":
+            from gantool.data.pack import open_packed
+
+            open_packed(settings.data, Path(settings.runtime.data_dir))
         return settings, RunDirectory.create(settings)
     run = RunDirectory.open(path)
     document = read_run_document(path / "config.yaml")

@@ -199,7 +199,7 @@ def _summary(plan: SweepPlan, todo: list[Trial], left_alone: list[Outcome], slot
     states = [outcome.state for outcome in left_alone]
     parts = [f"{len(todo)} to run", *(f"{states.count(state)} {state}" for state in dict.fromkeys(states))]
     where = f"{len(slots.gpus)} GPU{'s' if len(slots.gpus) > 1 else ''}" if slots.gpus else "CPU"
-    how = f"; {slots.count} at once on {where}, {slots.threads} threads each" if todo else ""
+    how = f"; {slots.count} at once on {where}, {counted(slots.threads, 'thread')} each" if todo else ""
     return f"sweep {plan.name}: {counted(len(plan.trials), 'run')}: {', '.join(parts)}{how}"
 
 

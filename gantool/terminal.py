@@ -226,7 +226,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: 
         console.print(Text(_line(headers, widths, numeric), style="bold"), soft_wrap=True)
         console.file.write("".join(_line(row, widths, numeric) + "\n" for row in rows))
     if caption:
-        console.print(Text(caption))
+        console.print(Text(caption), soft_wrap=True)  # lines that somebody copies stay whole
 
 
 def _folded(headers: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Table:

@@ -210,7 +210,8 @@ class Trainer:
         step, final = self.state.step, self.state.step == self.total
         if self.state.pending and (self._due("log") or final):
             self.report()
-        self.progress.step("train", step, self.total, self._detail())
+        if not final:
+            self.progress.step("train", step, self.total, self._detail())
         if self._due("sample") or step == 0 or final:
             self.runtime.on_main(self._write_grid)
         # At the end it is scored without haste.
@@ -220,6 +221,8 @@ class Trainer:
             self.runtime.on_main(self._write_snapshot)
         if (self._due("checkpoint") or score or final) and step > self._saved_step:
             self._checkpoint()  # before a score, which takes long and may be what a time limit ends
+        if final:  # with all that belongs to the last step
+            self.progress.step("train", step, self.total, self._detail())
         interrupted = False
         if score:
             seconds, interrupted = self.scores.take(step, self.total)
@@ -324,7 +327,7 @@ class Trainer:
             "version": gantool.__version__,
         }
         if self.config.conditional:
-            facts["accuracy"] = class_accuracies(self.config, self.state, self.players.loss, self.data)
+            facts["accuracy"] = class_accuracies(self.config, self.state, self.players.loss, self.data, self.progress)
         path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
         checkpoint.save(path, self.state.averaged_generator().state_dict(), facts)
 

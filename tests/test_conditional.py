@@ -47,7 +47,7 @@ def state_of(data_dir: Path, loss: str = "hinge") -> tuple[RunConfig, State, Pac
 @pytest.mark.parametrize("loss", ["hinge", "relativistic", "least_squares"])
 def test_accuracies_by_class_are_those_of_one_image_after_the_other(loss: str, data_dir: Path) -> None:
     config, state, data = state_of(data_dir, loss)
-    found = class_accuracies(config, state, build_loss(config.loss), data)
+    found = class_accuracies(config, state, build_loss(config.loss), data, Silent())
     assert state.discriminator.training and found["num"] == 100 and found["split"] == "test"
     images, labels = data.split("test")
     state.discriminator.eval()

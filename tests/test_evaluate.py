@@ -134,7 +134,7 @@ def test_evaluating_again_gives_the_same_numbers_without_the_preparations(
     again = evaluate(snapshot, SETTINGS, folder, 3, progress)
     assert again.model_copy(update={"seconds": score.seconds}) == score
     scoring = ["features of the generated images", "scores from features", "scores from features"]
-    assert progress.done == ["checking the data", *scoring]
+    assert progress.done == ["checking the data (MB)", *scoring]
     assert evaluate(snapshot, SETTINGS, folder, 4, Silent()).values["fid"] != score.values["fid"]
 
 
@@ -263,7 +263,7 @@ def test_inception_without_weights_fails_before_any_work(
         evaluate(snapshot, settings, folder, 0, progress)
     with pytest.raises(UsageError, match="--weights: no Inception weights"):
         evaluate(snapshot, settings, folder, 0, progress, weights=tmp_path / "none.pth")
-    assert set(progress.done) <= {"checking the data"}
+    assert set(progress.done) <= {"checking the data (MB)"}
 
 
 def test_scores_are_written_by_their_identity(score: Score, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_results_are_written_and_agree_with_hand_computed_numbers(place: Place) 
     assert [line["values"]["fid"] for line in lines] == [50.0, 51.0, 40.0, 41.0]
     assert "basic & \\textbf{40.50 $\\pm$ 0.71 (2)}" in (folder / "results.tex").read_text()
     text = (folder / "results.md").read_text()
-    assert "| basic | 40.50 ± 0.71 (2) * |" in text and "paired by seed" in text
+    assert "| basic | 40.50 ± 0.71 (2) \\* |" in text and "paired by seed" in text
 
 
 def test_one_failure_does_not_stop_the_others_and_is_not_repeated(place: Place) -> None:

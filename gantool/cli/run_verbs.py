@@ -145,7 +145,7 @@ def _train(path: Path, assignments: list[str], nproc: int, device: str | None, i
 
     ranks = world_size()
     sets = [*assignments, *([f"runtime.device={device}"] if device else [])]
-    settings, run = open_run(path, sets, max(nproc, ranks))
+    settings, run = open_run(path, sets, max(nproc, ranks), with_data=True)
     state = run.state(settings)
     if state == "cancelled":
         raise GantoolError(f"{run.path}: this run was cancelled", f"to let it go on: gantool cancel {run.path} --undo")
@@ -169,7 +169,7 @@ def sample(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A folder of PNGs, x.npz, x.zip; with --grid x.png.")
     ] = None,
-    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images [default: 64].")] = None,
+    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Number of images; default: 64.")] = None,
     grid: Annotated[
         str | None, typer.Option(metavar="ROWSxCOLS", help="One picture of images 0, 1, ... instead.")
     ] = None,
@@ -261,21 +261,21 @@ def evaluate(
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="classifier, inception, efficientnet-lite0, torchvision:NAME [default: the run's].",
+            help="classifier, inception, efficientnet-lite0, torchvision:NAME; default: the run's.",
             autocompletion=completion.among("classifier", "inception", "efficientnet-lite0"),
         ),
     ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="With inception: tf1, pytorch-fid, clean or stylegan3 [default: tf1].",
+            help="With inception: tf1, pytorch-fid, clean or stylegan3; default: tf1.",
             autocompletion=completion.protocols,
         ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="float32 or bfloat16 [default: float32].", autocompletion=completion.among("float32", "bfloat16")
+            help="float32 or bfloat16; default: float32.", autocompletion=completion.among("float32", "bfloat16")
         ),
     ] = None,
     num: Annotated[int | None, typer.Option("--num", "-n", min=2, help="Number of generated images.")] = None,

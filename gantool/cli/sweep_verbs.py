@@ -23,11 +23,13 @@ from gantool.cli.program import (
     terminal_progress,
     warn_of_loss,
 )
-from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, GantoolError, UsageError
+from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, DataError, GantoolError, UsageError
 from gantool.progress import counted
 
 if TYPE_CHECKING:
+    from gantool.manifest import SweepPlan
     from gantool.status import TrialStatus
+    from gantool.terminal import TerminalProgress
 
 _FORMATS = ("table", "json", "csv", "markdown", "latex")
 
@@ -73,6 +75,7 @@ def sweep(
     if dry_run:
         with terminal_progress() as progress:
             states = plan_states(plan, progress)
+            _tell_of_data(plan, progress)
         _print_states(states, form)
         return None
     with terminal_progress() as progress:
@@ -98,6 +101,18 @@ def sweep(
     return outcome.exit_code
 
 
+def _tell_of_data(plan: SweepPlan, progress: TerminalProgress) -> None:
+    """Say which data of runs that are not done must be prepared first."""
+    from gantool.data.pack import open_packed
+
+    left = [trial.config for trial in plan.trials if trial.run.result() is None]
+    for data, folder in dict.fromkeys((one.data, one.runtime.data_dir) for one in left if one.data.name != "shapes"):
+        try:
+            open_packed(data, Path(folder))
+        except DataError as error:
+            progress.say(f"warning: {error.message}; {error.hint}")
+
+
 def _submit(
     config: Path, assignments: list[str], site_file: Path | None, dry_run: bool, retry_failed: bool, form: str
 ) -> int | None:
@@ -115,6 +130,7 @@ def _submit(
         script, said = preview(plan, site, retry_failed)
         with terminal_progress() as progress:
             states = plan_states(plan, progress)
+            _tell_of_data(plan, progress)
         _print_states(states, form)
         if script and form == "table":
             print(f"\n{script}\nsbatch --test-only: {said}")

@@ -129,7 +129,9 @@ def pack(data: DataConfig, data_dir: Path, source: Path | None, progress: Progre
         original = open_shapes(data.image_size)
     else:
         source = source or download(data, data_dir, progress)
+        progress.step("open the source", 0, None)
         original = open_source(data, source)
+        progress.step("open the source", 1, 1)
     path = packed_path(data, data_dir)
     _remove_leftovers(path)
     size, channels = data.image_size, data.image_channels
@@ -142,7 +144,7 @@ def pack(data: DataConfig, data_dir: Path, source: Path | None, progress: Progre
         labels, splits = original.labels[kept], _splits_kept(original, kept, bad)
         np.save(labels_file, labels)
         shape = (len(labels), size, size, channels)
-        digest = _digest(Path(images_file.name), shape, labels)
+        digest = _digest(Path(images_file.name), shape, labels, progress)
         facts = {
             "format": _FORMAT,
             "title": _title(original.title, data, splits),
@@ -311,7 +313,7 @@ def _digest(path: Path, shape: tuple[int, ...], labels: Labels, progress: Progre
         while block := file.read(2**20):
             digest.update(block)
             done += 1
-            progress.step("checking the data", min(done, total - 1), total, "MB")
-    progress.step("checking the data", total, total, "MB")
+            progress.step("checking the data (MB)", min(done, total - 1), total)
+    progress.step("checking the data (MB)", total, total)
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()

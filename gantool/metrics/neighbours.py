@@ -67,17 +67,17 @@ def num_blocks(n: int, m: int) -> tuple[int, int]:
     return own_x + own_y + x * y, own_y + x * y
 
 
-def authenticity(scored: Tensor, train: Tensor, block: int = BLOCK) -> float:
+def authenticity(scored: Tensor, train: Tensor, block: int = BLOCK, told: Callable[[], None] = lambda: None) -> float:
     """Share (0..1) of the scored images that are no near copies of training images; AuthPct is 100 times that.
 
     An image is authentic when its nearest training image is nearer to another training image than to it (Alaa et al.,
     2022, section 4; strict as in dgm-eval). GantoolError with less than two training images.
     """
     scored, train, unit = _prepared(scored, train)
-    indices, squared = _nearest(scored, train, 1, unit, block)
+    indices, squared = _nearest(scored, train, 1, unit, block, told)
     # Only training images that are nearest to something are asked for their own neighbours.
     chosen, place = torch.unique(indices[:, 0], return_inverse=True)
-    return _share(_radii(train, 1, unit, block, chosen)[place] < squared[:, 0])
+    return _share(_radii(train, 1, unit, block, chosen, told)[place] < squared[:, 0])
 
 
 def nearest(scored: Tensor, reference: Tensor, k: int = 1, block: int = BLOCK) -> tuple[Tensor, Tensor]:
@@ -162,11 +162,13 @@ def _radii(
     return smallest[:, k - 1]
 
 
-def _nearest(x: Tensor, y: Tensor, k: int, unit: float, block: int) -> tuple[Tensor, Tensor]:
+def _nearest(
+    x: Tensor, y: Tensor, k: int, unit: float, block: int, told: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
     """Indices int64 [n, k] and squared distances float64 [n, k] of the k nearest rows of y, in order."""
     values = torch.full((len(x), k), math.inf, dtype=torch.float64, device=x.device)
     indices = torch.zeros((len(x), k), dtype=torch.int64, device=x.device)
-    for here, there, squared in _distances(x, y, unit, block):
+    for here, there, squared in _distances(x, y, unit, block, told):
         columns = torch.arange(there.start, there.stop, device=x.device).expand(len(squared), -1)
         squared, columns = torch.cat([values[here], squared], dim=1), torch.cat([indices[here], columns], dim=1)
         for i in range(k):

@@ -141,19 +141,34 @@ def need_of(metrics: Iterable[str]) -> Need:
     return need
 
 
-def overfit(scored: Statistics, train: Statistics, test: Statistics, device: torch.device) -> dict[str, float]:
+def overfit(
+    scored: Statistics,
+    train: Statistics,
+    test: Statistics,
+    device: torch.device,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
     """Signs of memory: FID to training and to test images from equal numbers of them, the FID between those two, and
-    AuthPct (Alaa et al., 2022), the percentage of images that are no near copies of training images."""
+    AuthPct (Alaa et al., 2022), the percentage of images that are no near copies of training images. `told` hears how
+    much is done, and of how much."""
     rows = [side.features for side in (scored, train, test) if side.features is not None]
     num = min(map(len, rows))
     # At random: classes come in turn or one after the other, and a regular choice would favour some.
     parts = [part[np.random.default_rng(SHUFFLE_SEED).permutation(len(part))[:num]] for part in rows]
     moments = [_moments(part) for part in parts]
 
-    def fid(a: int, b: int) -> float:
-        return frechet_distance(moments[a], moments[b], scored.ddof, parts[a], parts[b])
+    blocks = 2 * -(-len(rows[0]) // neighbours.BLOCK) * -(-len(rows[1]) // neighbours.BLOCK)  # or fewer
+    steps = iter(range(1, blocks + 1))
+    authentic = neighbours.authenticity(
+        _rows(scored, device), _rows(train, device), told=lambda: told(next(steps, blocks), blocks + 3)
+    )
+    distances = iter(range(blocks + 1, blocks + 4))
 
-    authentic = neighbours.authenticity(_rows(scored, device), _rows(train, device))
+    def fid(a: int, b: int) -> float:
+        found = frechet_distance(moments[a], moments[b], scored.ddof, parts[a], parts[b])
+        told(next(distances), blocks + 3)
+        return found
+
     values = {"fid_to_train": fid(0, 1), "fid_to_test": fid(0, 2), "fid_train_to_test": fid(1, 2)}
     return values | {"authpct": 100.0 * authentic}
 

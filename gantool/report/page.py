@@ -23,7 +23,7 @@ from gantool.report import plots
 from gantool.report.effects import Axes, Cell, interactions, main_effects
 from gantool.report.facts import RunFacts, read_run
 from gantool.report.variants import Variant, add_details, add_pictures, link, median, name_of, variants_of
-from gantool.result_tables import difference_text, number_text, protocol_text, shown_metrics, spread_text
+from gantool.result_tables import difference_text, number_text, protocol_lines, shown_metrics, spread_text
 from gantool.results import NOT_WHAT_THEY_SHOULD_BE, SPREADS, Group, Row, grouped, origins
 
 MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
@@ -158,7 +158,7 @@ def _template(progress: Progress) -> jinja2.Template:
         finalize=_cut,
     )
     environment.filters |= {"number": number_text, "spread": spread_text, "difference": difference_text}
-    environment.filters |= {"duration": _duration, "protocol": protocol_text}
+    environment.filters |= {"duration": _duration, "protocol": protocol_lines}
     environment.filters |= {
         "told": lambda items, what: told(items, what, progress),
         "cut_labels": lambda labels: {_cut(axis): _cut(label) for axis, label in labels.items()},

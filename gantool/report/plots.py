@@ -75,6 +75,7 @@ def steps_figure(lines: Sequence[Line], metric: str, label: str) -> str:
                 marker = _MARKERS[index % len(_MARKERS)] if len(whole) <= _FEW else ""
                 x, y = zip(*whole, strict=True)
                 panel.plot(x, y, label=_short(line.name, 40), linewidth=1.6, marker=marker, markersize=4, **style)
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("step (generator updates)")
         panel.set_ylabel(metric)
         _legend(panel, columns=1 if len(lines) < 5 else 2)
@@ -97,6 +98,7 @@ def curves_figure(curves: Sequence[Curve], title: str) -> str:
                         marker = "." if len(curve.steps) <= _FEW else ""
                         panel.plot(curve.steps, curve.values[key], marker=marker, **_style(index), **strong)
             panel.set_ylabel(label)
+            panel.xaxis.get_major_locator().set_params(integer=True)
             panel.set_xlabel("step")
             _legend(panel)
         panels[1].set_ylim(-0.03, 1.03)
