@@ -169,7 +169,7 @@ def test_settings_that_mean_the_same_share_a_file(tmp_path: Path) -> None:
 def test_packing_shows_how_far_it_is(tmp_path: Path) -> None:
     told = Told()
     pack(MINE, tmp_path / "data", write_images(tmp_path / "in", 300), told)
-    assert told.steps == [(256, 300), (300, 300)]
+    assert told.steps == [(0, None), (1, 1), (256, 300), (300, 300), (0, 1), (1, 1)]  # opened, packed, checked
 
 
 def test_missing_names_the_command_that_packs_it(tmp_path: Path) -> None:
@@ -339,8 +339,8 @@ SLOW_PACKING = """
 
     class Slow(Silent):
         def step(self, what, done, total, detail="", left=None):
-            print(done, flush=True)
             if done >= 256:
+                print(done, flush=True)
                 time.sleep(60)
 
     module.pack(DataConfig(name="mine", size=8), Path(sys.argv[1]), Path(sys.argv[2]), Slow())
