@@ -82,13 +82,8 @@ class BenchResult:
 
     def table(self) -> list[list[str]]:
         """Lines of name, median and range, for eyes."""
-        rows = [
-            [
-                "device",
-                f"{self.device}, {counted(self.ranks, 'rank')}, {counted(self.threads, 'thread')}, {self.precision}",
-                "",
-            ]
-        ]
+        workers = f"{counted(self.ranks, 'rank')}, {counted(self.threads, 'thread')}"
+        rows = [["device", f"{self.device}, {workers}, {self.precision}", ""]]
         measures = {
             "images/s": self.images_per_second,
             "steps/s": self.steps_per_second,

@@ -320,9 +320,8 @@ def _add_special(
         protocol["ci"] = f"ci|{facts.features}|{facts.tail(facts.num_reference)}|halves|jackknife=20|95%|seed=2020"
     if settings.per_class:
         names = _class_names(reference.images)
-        for label in told(
-            range(len(names)), "scores by class", progress
-        ):  # one after the other: a Gram matrix of 2,048 features has 34 MB
+        # One after the other: a Gram matrix of 2,048 features has 34 MB.
+        for label in told(range(len(names)), "scores by class", progress):
             part, whole = table.class_moments(scored, label), table.class_moments(real.train, label)
             row = per_class.setdefault(names[label], {})
             row["num"] = part.count

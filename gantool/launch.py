@@ -61,7 +61,8 @@ def _tell_of_imports(progress: Progress, ended: threading.Event, before: int) ->
         done = min(len(sys.modules) - before, _MODULES - 1)
         left = (time.monotonic() - began) * (_MODULES - done) / done if done > 0 else None
         progress.step("load torch", done, _MODULES, "", left)
-    progress.step("load torch", _MODULES, _MODULES)
+    if "torch" in sys.modules:  # else it failed, and the words of that are enough
+        progress.step("load torch", _MODULES, _MODULES)
 
 
 def launch(num_ranks: int, arguments: list[str]) -> int:

@@ -31,11 +31,19 @@ _BAR, _SHORT_BAR = 24, 4  # columns of a bar: most, and least where more than th
 _MAX_FOLDED = 300  # rows of a table whose cells are folded to the width of the terminal
 
 
+class _Stderr(Console):
+    """For words beside the results, which must not be lost with whoever read the words."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich's own would close stdout too, and leave."""
+        self.quiet = True
+
+
 class TerminalProgress:
     """Progress on stderr. Use as a context manager, so that the bars are closed before anything else is printed."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}

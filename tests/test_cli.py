@@ -163,6 +163,20 @@ def test_loading_torch_slowly_tells_how_far_it_is(tmp_path: Path) -> None:
     assert len(told) >= 3 and told == sorted(told) and told[-1][0] == told[-1][1] > 30 > told[-2][0] > told[0][0] > 0
     other = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"RANK": "1"})
     assert other.stdout == ""  # each rank loads it, one tells
+    (package / "m19.py").write_text("raise ImportError('no such library')")
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stdout and "1100 1100" not in failed.stdout
+
+
+def test_results_are_not_lost_with_the_reader_of_stderr() -> None:
+    code = (
+        "import os; reader, writer = os.pipe(); os.dup2(writer, 2); os.close(writer); os.close(reader)\n"
+        "from gantool.terminal import TerminalProgress\n"
+        "with TerminalProgress() as progress:\n    progress.say('words'); progress.say('more')\n"
+        "print('result')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "result\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
