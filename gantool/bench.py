@@ -113,7 +113,7 @@ def bench(
         config = config.model_copy(update={"runtime": settings})
         runtime = Runtime(settings)
         device = runtime.device
-        total = rounds + 5  # besides the rounds: building, warming up, two turns of each, measures of the machine
+        total = rounds + 5  # besides: building, warming up twice, where the time goes, what the machine can do
         progress.step("bench", 0, total)
         trainer = _trainer(config, data, runtime, Path(folder))
         first = _seconds(device, trainer.train_step)

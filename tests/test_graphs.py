@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,16 +183,20 @@ def test_what_cannot_be_recorded_goes_on_as_ever_with_one_line(data_dir: Path) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("device", "num_ranks", "changes", "words"),
     [
-        ({}, "the device is cpu"),
-        ({"reuse_fakes": True}, "the device is cpu"),
+        ("cpu", 1, {}, "the device is cpu"),
+        ("cuda", 2, {}, "several processes average within an update"),
+        ("cuda", 1, {"reuse_fakes": True}, "reuse_fakes shares a pass between two updates"),
     ],
 )
-def test_a_cpu_goes_without_and_says_so(changes: dict[str, Any], words: str) -> None:
-    config = RunConfig.model_validate({"runtime": {"device": "cpu", "cuda_graphs": True}} | changes)
+def test_where_nothing_is_recorded_a_line_says_so(
+    device: str, num_ranks: int, changes: dict[str, Any], words: str
+) -> None:
+    config = RunConfig.model_validate({"runtime": {"cuda_graphs": True}} | changes)
     said: list[str] = []
-    assert not Graphs.of(config, Runtime(config.runtime), said.append).wanted
+    runtime: Any = SimpleNamespace(device=torch.device(device), num_ranks=num_ranks)
+    assert not Graphs.of(config, runtime, said.append).wanted
     assert said == [f"runtime.cuda_graphs: without, {words}"]
 
 

@@ -254,6 +254,8 @@ def test_texts_of_megabytes_are_cut_on_the_page(tmp_path: Path) -> None:
     )
     output = "\n".join(f"line {number} " + "z" * 3000 for number in range(5))
     (plan.trials[0].run.path / OUTPUT_FILE).write_text(output)
+    status = plan.trials[0].run.path / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"step": ["x" * 2_000_000]}))
     text = render(plan, collect(plan.trials, Silent()), Silent())
     assert len(text.encode()) < 1_000_000
     page = Page(text)

@@ -147,7 +147,8 @@ def _fitted(words: dict[str, Any], limits: Limits, progress: Progress) -> tuple[
 
 
 def _template(progress: Progress) -> jinja2.Template:
-    """page.html, with its style and script in it. No text of others is longer there than MOST_CHARACTERS."""
+    """page.html, with its style and script in it. No text of others is longer there than MOST_CHARACTERS, but
+    the config that all runs share."""
     loader = jinja2.PackageLoader("gantool.report", ".")
     environment = jinja2.Environment(
         loader=loader,
@@ -171,6 +172,8 @@ def _template(progress: Progress) -> jinja2.Template:
 
 def _cut(value: Any, most: int = MOST_CHARACTERS) -> Any:
     """The value; a longer text only to its first `most` characters. Markup is whole."""
+    if isinstance(value, (list, dict)):  # in a file that is not what it should be
+        value = str(value)
     if isinstance(value, str) and not isinstance(value, Markup) and len(value) > most:
         return value[: most - 1] + "…"
     return value
