@@ -12,7 +12,7 @@ from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, load_trials
 from gantool.progress import Progress, Silent, told
 from gantool.runs import RunDirectory
-from gantool.submissions import Jobs
+from gantool.submissions import ask
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False, progress
     words: `axis=label`, `seed=1` or `state=failed`, all of which must fit; or the name of a run directory.
     """
     plan, progress = load_trials(folder), progress or Silent()
-    jobs = Jobs(trial.run for trial in plan.trials)
+    jobs = ask(plan.trials, progress)
     states = jobs.states(plan.trials, progress)
     chosen = [trial for trial in _chosen(plan, words, states) if states[trial.run.path] != "done"]
     left = len(_chosen(plan, words, states)) - len(chosen)

@@ -6,6 +6,8 @@ where; the hint says what to do. `cli/` prints it without a traceback and leaves
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -62,3 +64,20 @@ class InterruptedRun(BaseException):
         self.message = message
         self.hint = hint
         self.reason = reason
+
+
+def nearest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that `word` is most likely a slip of, if any."""
+    import difflib
+
+    found = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def choose(option: str, value: str, choices: Sequence[str]) -> str:
+    """`value`; UsageError when it is none of the choices."""
+    if value not in choices:
+        near = nearest(value, choices)
+        hint = f"did you mean {near}?" if near else None
+        raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}", hint)
+    return value

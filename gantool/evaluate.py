@@ -314,7 +314,7 @@ def _add_special(
     if settings.ci and "fid" in settings.metrics:
         assert scored.features is not None
         sides = scored.features, real.train.moments, scored.ddof, real.train.features
-        values["fid_debiased"] = intervals.debiased_fid(*sides, values["fid"])
+        values["fid_debiased"] = intervals.debiased_fid(*sides, values["fid"], progress)
         found = intervals.fid_interval(*sides, values["fid"], progress=progress)
         values |= {"fid_low": found.low, "fid_high": found.high}
         protocol["ci"] = f"ci|{facts.features}|{facts.tail(facts.num_reference)}|halves|jackknife=20|95%|seed=2020"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -45,6 +46,16 @@ def told(items: Sequence[_Item], what: str, progress: Progress) -> Iterator[_Ite
     for number, item in enumerate(items, 1):
         yield item
         progress.step(what, number, len(items))
+
+
+@contextlib.contextmanager
+def waiting(what: str, progress: Progress) -> Iterator[None]:
+    """A sign of life while the block waits for somebody who says nothing of how long it takes."""
+    progress.step(what, 0, None)
+    try:
+        yield
+    finally:
+        progress.step(what, 1, 1)
 
 
 def counted(number: int, noun: str) -> str:

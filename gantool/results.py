@@ -19,7 +19,7 @@ from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import Trial
 from gantool.progress import Progress, told
-from gantool.submissions import Jobs
+from gantool.submissions import Jobs, ask
 
 SPREADS = ("_std", "_error", "_low", "_high")
 """Ends of the names of the spreads and intervals of single scores."""
@@ -114,7 +114,7 @@ class Group:
 
 def collect(trials: Sequence[Trial], progress: Progress) -> list[Row]:
     """A row for each score of each run that is done, and one for each other run."""
-    jobs = Jobs(trial.run for trial in trials)
+    jobs = ask(trials, progress)
     return [row for trial in told(trials, "scores", progress) for row in _rows_of(trial, jobs)]
 
 

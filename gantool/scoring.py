@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from gantool import container
 from gantool.config.evaluation import EXTRACTOR_PATTERN, EvalConfig, MetricName, ProtocolName
 from gantool.config.loader import load_run_config
-from gantool.errors import GantoolError, UsageError
+from gantool.errors import GantoolError, UsageError, choose
 from gantool.metrics.scores import Score, best_score
 from gantool.progress import Progress
 from gantool.runs import find_snapshot
@@ -210,12 +210,12 @@ def changes_of(
         names = "classifier, inception, efficientnet-lite0, torchvision:NAME"
         raise UsageError(f"--extractor: found {extractor!r}, expected one of {names}")
     if protocol is not None:
-        _choose("--protocol", protocol, get_args(ProtocolName))
+        choose("--protocol", protocol, get_args(ProtocolName))
     if precision is not None:
-        _choose("--precision", precision, ("float32", "bfloat16"))
+        choose("--precision", precision, ("float32", "bfloat16"))
     chosen = tuple(name.strip() for name in metrics.split(",")) if metrics is not None else None
     for name in chosen or ():
-        _choose("--metrics", name, get_args(MetricName))
+        choose("--metrics", name, get_args(MetricName))
     values = {
         "extractor": extractor,
         "protocol": protocol,
@@ -226,8 +226,3 @@ def changes_of(
         "ci": ci,
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _choose(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}")

@@ -16,7 +16,7 @@ from gantool.manifest import SweepPlan, Trial, load_trials
 from gantool.progress import Progress, told
 from gantool.results import SPREADS, scores_in
 from gantool.runs import RunDirectory, State
-from gantool.submissions import Jobs
+from gantool.submissions import Jobs, ask
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ def trial_states(folder: Path, progress: Progress) -> tuple[list[TrialStatus], s
     UsageError when `folder` is none of these.
     """
     plan = load_trials(folder)
-    jobs = Jobs(trial.run for trial in plan.trials)
+    jobs = ask(plan.trials, progress)
     return _states(plan, jobs, progress), jobs.silence.message if jobs.silence else ""
 
 
 def plan_states(plan: SweepPlan, progress: Progress) -> list[TrialStatus]:
     """The trials of a plan."""
-    return _states(plan, Jobs(trial.run for trial in plan.trials), progress)
+    return _states(plan, ask(plan.trials, progress), progress)
 
 
 def _states(plan: SweepPlan, jobs: Jobs, progress: Progress) -> list[TrialStatus]:

@@ -22,7 +22,7 @@ from gantool.cluster import Attempt, Job, SlurmSilent
 from gantool.errors import GantoolError
 from gantool.local import last_output
 from gantool.manifest import Trial
-from gantool.progress import Progress, told
+from gantool.progress import Progress, told, waiting
 from gantool.runs import RunDirectory, State
 
 FOLDER = "jobs"
@@ -247,6 +247,12 @@ class Jobs:
         while the array it was in is still known."""
         known = claim.submission.name in self._names and files_say == "planned"
         return known and not claim.submission.output(claim.task).exists()
+
+
+def ask(trials: Iterable[Trial], progress: Progress) -> Jobs:
+    """What Slurm says of the jobs of all trials."""
+    with waiting("look for jobs", progress):
+        return Jobs(trial.run for trial in trials)
 
 
 def _claim_of(run: RunDirectory, read: dict[Path, Submission | None]) -> Claim | None:

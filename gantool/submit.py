@@ -23,12 +23,12 @@ from gantool.config.evaluation import EvalConfig
 from gantool.config.site import SiteConfig
 from gantool.config.sweep_file import SlurmConfig, minutes_of
 from gantool.errors import GantoolError, UsageError
-from gantool.launch import program
+from gantool.launch import program, quick_imports
 from gantool.manifest import SweepPlan, Trial, load_trials, write_manifest
 from gantool.metrics import weights
-from gantool.progress import Progress, Silent, counted, told
+from gantool.progress import Progress, counted, told, waiting
 from gantool.runs import State
-from gantool.submissions import FOLDER, Jobs, record, take_back, turn, write_submission
+from gantool.submissions import FOLDER, Jobs, ask, record, take_back, turn, write_submission
 
 JOB_SCRIPT = Path(gantool.__file__).parent / "job.sh"
 _TO_SUBMIT: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
@@ -61,8 +61,8 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
 
     SlurmSilent when Slurm does not answer or refuses; what was submitted until then stays and is known.
     """
-    limits = _checked(plan, site)
-    dropped = _dropped(plan)
+    limits = _checked(plan, site, progress)
+    dropped = _dropped(plan, progress)
     write_manifest(plan)
     if site.container:
         _make_data_folders(plan)
@@ -70,7 +70,7 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
         for folder in sorted({trial.run.path.parent.resolve() for trial in plan.trials}):
             stack.enter_context(turn(folder, progress))
         jobs = _settled_jobs(plan, progress)
-        states, notes = jobs.states(plan.trials, progress), _mended(plan, jobs)
+        states, notes = jobs.states(plan.trials, progress), _mended(plan, jobs, progress)
         wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
         notes += dropped
         todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
@@ -82,25 +82,27 @@ def submit(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: 
             id_ = _hand_over(plan, batch, tasks, states, progress)
             arrays[id_] = sum(map(len, tasks))
             progress.say(f"submitted: array {id_} with {counted(arrays[id_], 'run')}")
-        report = _submit_report(plan, site, limits, jobs, [*arrays], notes)
+        report = _submit_report(plan, site, limits, jobs, [*arrays], notes, progress)
     return Submitted(states, arrays, report, tuple(notes))
 
 
-def preview(plan: SweepPlan, site: SiteConfig, retry_failed: bool = False) -> tuple[str, str]:
+def preview(plan: SweepPlan, site: SiteConfig, progress: Progress, retry_failed: bool = False) -> tuple[str, str]:
     """The batch script of the first array that `submit` would hand over, and what sbatch says of it; submits nothing.
     Two empty texts when nothing is missing."""
-    limits = _checked(plan, site)
-    states = Jobs([trial.run for trial in plan.trials]).states(plan.trials, Silent())
+    limits = _checked(plan, site, progress)
+    states = ask(plan.trials, progress).states(plan.trials, progress)
     wanted = _TO_SUBMIT | _FAILED if retry_failed else _TO_SUBMIT
     todo = [trial for trial in plan.trials if states[trial.run.path] in wanted]
     for batch, _ in _batches(plan, site, limits, todo, ()):
         named = replace(batch, name=f"gantool-{plan.name}", command=_command(Path("RUNS.tsv"), batch.slurm))
-        return cluster.script(named), cluster.check(named)
+        with waiting("ask sbatch", progress):
+            return cluster.script(named), cluster.check(named)
     return "", ""
 
 
-def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
-    limits = cluster.limits(site)
+def _checked(plan: SweepPlan, site: SiteConfig, progress: Progress) -> Limits:
+    with waiting("ask Slurm for its limits", progress):
+        limits = cluster.limits(site)
     if plan.slurm.time and limits.max_minutes is not None and minutes_of(plan.slurm.time) > limits.max_minutes:
         text = f"slurm.time: found {plan.slurm.time}, but the partition {limits.partition} allows {limits.max_minutes}m"
         hint = "set slurm.time to that or less: a run that needs longer saves, and goes on in the next job"
@@ -111,20 +113,21 @@ def _checked(plan: SweepPlan, site: SiteConfig) -> Limits:
         if site.container:
             _check_told_weights(settings, site)
         else:
-            _check_weights(settings)
+            _check_weights(settings, progress)
     if site.container:
         _container(plan, site, site.container)  # a path that cannot be bound
     return limits
 
 
-def _check_weights(settings: EvalConfig) -> None:
+def _check_weights(settings: EvalConfig, progress: Progress) -> None:
     """Open the extractor as a job will: what is missing is said before hours of training."""
-    import torch
+    with quick_imports(progress):
+        import torch
 
-    from gantool.metrics.extractors import Setting, open_extractor
+        from gantool.metrics.extractors import Setting, open_extractor
 
     given = Path(settings.weights) if settings.weights else None
-    open_extractor(settings.extractor, Setting(None, Path(), torch.device("cpu"), 3, given, False, Silent()))
+    open_extractor(settings.extractor, Setting(None, Path(), torch.device("cpu"), 3, given, False, progress))
 
 
 def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
@@ -132,7 +135,7 @@ def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
     told, began = False, time.time()
     open_ = [trial.run for trial in plan.trials if trial.run.result() is None]
     while True:
-        jobs = Jobs([trial.run for trial in plan.trials])
+        jobs = ask(plan.trials, progress)
         if jobs.silence:
             raise jobs.silence
         if jobs.arriving():
@@ -153,10 +156,10 @@ def _settled_jobs(plan: SweepPlan, progress: Progress) -> Jobs:
     return jobs
 
 
-def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
+def _mended(plan: SweepPlan, jobs: Jobs, progress: Progress) -> list[str]:
     """What `scancel` ended stays cancelled, and jobs that Slurm holds after a failed launch are released."""
     notes, held, by_person = list[str](), list[str](), list[str]()
-    for trial in plan.trials:
+    for trial in told(plan.trials, "look after jobs", progress):
         files_say = trial.state()
         state, words = jobs.state(trial.run, files_say)
         job = jobs.of(trial.run)
@@ -176,15 +179,15 @@ def _mended(plan: SweepPlan, jobs: Jobs) -> list[str]:
     return notes
 
 
-def _dropped(plan: SweepPlan) -> list[str]:
+def _dropped(plan: SweepPlan, progress: Progress) -> list[str]:
     """Words on runs that the sweep file no longer asks for, and that still have jobs."""
     kept = {trial.run.path.resolve() for trial in plan.trials}
     try:
-        before = [trial.run for trial in load_trials(plan.folder).trials if trial.run.path.resolve() not in kept]
+        before = [trial for trial in load_trials(plan.folder).trials if trial.run.path.resolve() not in kept]
     except GantoolError:  # the first time
         return []
-    jobs = Jobs(before)
-    alive = [run.path for run in before if (job := jobs.of(run)) and job.alive]
+    jobs = ask(before, progress)
+    alive = [trial.run.path for trial in before if (job := jobs.of(trial.run)) and job.alive]
     return [f"no longer in the sweep file, but with a job: {path}; to end it: gantool cancel {path}" for path in alive]
 
 
@@ -233,7 +236,8 @@ def _hand_over(
     submission = write_submission(plan.folder, plan.name, runs)
     named = replace(batch, name=submission.name, command=_command(submission.path.with_suffix(".tsv"), batch.slurm))
     try:
-        id_ = cluster.submit(named)
+        with waiting("sbatch", progress):
+            id_ = cluster.submit(named)
     except Refused:
         take_back(submission, runs)
         for path, text in before.items():
@@ -244,7 +248,7 @@ def _hand_over(
 
 
 def _submit_report(
-    plan: SweepPlan, site: SiteConfig, limits: Limits, jobs: Jobs, new: list[str], notes: list[str]
+    plan: SweepPlan, site: SiteConfig, limits: Limits, jobs: Jobs, new: list[str], notes: list[str], progress: Progress
 ) -> str | None:
     """A job that writes the results when all jobs of the sweep have ended, in place of an earlier one that waits."""
     note, name = _jobs_folder(plan) / "report.json", f"gantool-{plan.name}-report"
@@ -265,7 +269,8 @@ def _submit_report(
         dependency="afterany:" + ":".join(ids),
     )  # fmt: skip
     try:
-        id_ = cluster.submit(batch)
+        with waiting("sbatch", progress):
+            id_ = cluster.submit(batch)
     except SlurmSilent as error:
         notes.append(f"no job will write the results ({error.message}): gantool report {plan.folder} does, at any time")
         return None

@@ -22,7 +22,7 @@ from gantool.progress import Progress, Silent, counted
 from gantool.result_tables import number_text, write_results
 from gantool.results import Row, collect, scores_of
 from gantool.runs import RunDirectory, State
-from gantool.submissions import Jobs
+from gantool.submissions import Jobs, ask
 
 _TO_START: frozenset[State] = frozenset({"planned", "stopped", "lost", "unscored"})
 _FAILED: frozenset[State] = frozenset({"failed", "diverged"})
@@ -95,7 +95,7 @@ def silence(plan: SweepPlan) -> str:
 
 
 def _states(plan: SweepPlan, progress: Progress) -> dict[Path, State]:
-    return Jobs(trial.run for trial in plan.trials).states(plan.trials, progress)
+    return ask(plan.trials, progress).states(plan.trials, progress)
 
 
 def missing(plan: SweepPlan, progress: Progress, retry_failed: bool = False) -> list[Trial]:

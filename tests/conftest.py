@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,20 @@ def tiny_config(folder: Path, data_dir: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(TINY.replace("grid: 2x2}", f"grid: 2x2, data_dir: {data_dir}, runs_dir: {folder / 'runs'}}}"))
     return path
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    out, err = start("train", tiny_config(folder, data_dir)).communicate(timeout=300)
+    assert out, err
+    return Path(out.strip())
+
+
+@pytest.fixture
+def done_run(tmp_path: Path, _trained: Path) -> Path:
+    """The run directory of the `tiny` config when it is done, below tmp_path; a copy for each test."""
+    return Path(shutil.copytree(_trained, tmp_path / "runs" / _trained.name))
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:

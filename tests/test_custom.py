@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,15 @@ def outside(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "loss.py").write_text(LOSS)
     monkeypatch.chdir(tmp_path)
     return config
+
+
+def test_an_interrupt_in_code_from_a_string_ends_as_any_other(outside: Path) -> None:
+    """As in the dataclasses and namedtuples of torch while that is loaded: Python would end by SIGINT, code 130."""
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    (outside.parent / "nets.py").write_text(f"exec({code!r})\n{NETS}")
+    command = [sys.executable, "-m", "gantool", "train", str(outside)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "") and "interrupted: stopped by SIGINT" in done.stderr
 
 
 def test_one_file_and_one_line_add_a_network_and_a_loss(gantool: Gantool, outside: Path, tmp_path: Path) -> None:

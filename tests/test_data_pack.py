@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,12 +38,14 @@ class Told:
     def __init__(self) -> None:
         self.words: list[str] = []
         self.steps: list[tuple[int, int | None]] = []
+        self.of: dict[str, list[tuple[int, int | None]]] = {}
 
     def say(self, text: str) -> None:
         self.words.append(text)
 
     def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
         self.steps.append((done, total))
+        self.of.setdefault(what, []).append((done, total))
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +173,26 @@ def test_settings_that_mean_the_same_share_a_file(tmp_path: Path) -> None:
 def test_packing_shows_how_far_it_is(tmp_path: Path) -> None:
     told = Told()
     pack(MINE, tmp_path / "data", write_images(tmp_path / "in", 300), told)
-    assert told.steps == [(0, None), (1, 1), (256, 300), (300, 300), (0, 1), (1, 1)]  # opened, packed, checked
+    assert told.of == {
+        "files in in": [(300, 300)],
+        "packing mine": [(256, 300), (300, 300)],
+        "checking the data (MB)": [(0, 1), (1, 1)],
+    }
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "w:bz2"])
+def test_opening_an_archive_shows_how_much_of_it_has_been_read(mode: Any, tmp_path: Path) -> None:
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, mode) as tar:
+        tar.add(write_images(tmp_path / "in", 4), ".")
+        (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(5 * 2**20 + 2**19))
+        tar.add(tmp_path / "noise", "noise")
+    total = archive.stat().st_size >> 20
+    told = Told()
+    pack(MINE, tmp_path / "data", archive, told)
+    steps = told.of["open images.tar (MB)"]
+    assert total == 5 and steps[0] == (0, 5) and steps[-1] == (5, 5) and steps == sorted(set(steps))
+    assert mode == "w" or len(steps) == 6  # of an uncompressed one the content of each member is jumped over
 
 
 def test_missing_names_the_command_that_packs_it(tmp_path: Path) -> None:
@@ -339,7 +362,7 @@ SLOW_PACKING = """
 
     class Slow(Silent):
         def step(self, what, done, total, detail="", left=None):
-            if done >= 256:
+            if what == "packing mine":
                 print(done, flush=True)
                 time.sleep(60)
 

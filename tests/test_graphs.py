@@ -89,7 +89,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ramps": {
         "loss": "relativistic",
         "n_dis": 2,
-        "discriminator": {"kind": "r3gan"},
+        "discriminator": {"kind": "r3gan", "width": 16},
         "penalty": {"kind": "r1_r2", "interval": 3, "weight": {"start": 2.0, "end": 0.1, "shape": "cosine"}},
         "optimizer": {"generator": {"kind": "adam", "lr": {"start": 2e-3, "end": 0.0}}},
     },

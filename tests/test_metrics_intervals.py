@@ -10,6 +10,7 @@ import scipy.stats
 from gantool.errors import GantoolError
 from gantool.metrics.intervals import SEED, debiased_fid, fid_interval, jackknife
 from gantool.metrics.moments import UNIT, Moments, gaussian_distance
+from gantool.progress import Silent
 
 
 def moments_of(features: np.ndarray) -> Moments:
@@ -49,7 +50,14 @@ def test_the_interval_is_the_jackknife_over_random_groups(ddof: int) -> None:
     found = fid_interval(x.astype(np.float32), moments_of(y), ddof, groups=10)
     assert found == pytest.approx(jackknife(value, left_out), rel=1e-7)
     halves = [plain_fid(x[order[i::2]], y, ddof) for i in (0, 1)]
-    debiased = debiased_fid(x.astype(np.float32), moments_of(y), ddof)
+    steps: list[tuple[str, int, int | None]] = []
+
+    class Told(Silent):
+        def step(self, what: str, done: int, total: int | None, *rest: object) -> None:
+            steps.append((what, done, total))
+
+    debiased = debiased_fid(x.astype(np.float32), moments_of(y), ddof, progress=Told())
+    assert steps == [("FID without bias", 1, 2), ("FID without bias", 2, 2)]
     assert debiased == pytest.approx(2 * value - sum(halves) / 2, rel=1e-8)
     # A value that is known is not computed again, but taken.
     assert debiased_fid(x, moments_of(y), ddof, value=value + 1) == pytest.approx(debiased + 2, rel=1e-8)

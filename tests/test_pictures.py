@@ -87,15 +87,9 @@ def test_half_blocks_of_a_picture_that_does_not_fit_are_means() -> None:
     assert grey[0][0] == ((NOISE[0, 0, 0],) * 3, (NOISE[1, 0, 0],) * 3)
 
 
-@pytest.fixture
-def run(gantool: Gantool, tiny: Path) -> Path:
-    """A run that is done."""
-    return Path(gantool("train", tiny).stdout.strip())
-
-
-def test_sample_draws_the_grid_that_it_writes(run: Path, tmp_path: Path) -> None:
+def test_sample_draws_the_grid_that_it_writes(done_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
-    words = ("sample", "--ckpt", run, "--grid", "2x3", "--show")
+    words = ("sample", "--ckpt", done_run, "--grid", "2x3", "--show")
     for environment in ({"TERM": "xterm-kitty"}, {"TERM_PROGRAM": "iTerm.app"}):
         code, said = on_terminal(80, *words, "--out", out, **environment)
         assert code == 0 and read_back(said)[0] == out.read_bytes() and str(out) in said
@@ -117,33 +111,33 @@ def drawn(said: str) -> np.ndarray:
     return np.array(rows, np.uint8)
 
 
-def test_status_draws_the_newest_grid(run: Path) -> None:
-    newest = run / "samples" / "step-00000040.png"
-    code, said = on_terminal(80, "status", run, "--show", TERM="xterm-kitty")
+def test_status_draws_the_newest_grid(done_run: Path) -> None:
+    newest = done_run / "samples" / "step-00000040.png"
+    code, said = on_terminal(80, "status", done_run, "--show", TERM="xterm-kitty")
     assert code == 0 and read_back(said)[0] == newest.read_bytes() and newest.name in said
-    (run.parent / "other").mkdir()
-    (run.parent / "other" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    code, said = on_terminal(80, "status", run.parent, "--show", TERM="xterm-kitty")
+    (done_run.parent / "other").mkdir()
+    (done_run.parent / "other" / "config.yaml").write_bytes((done_run / "config.yaml").read_bytes())
+    code, said = on_terminal(80, "status", done_run.parent, "--show", TERM="xterm-kitty")
     assert code == 0 and "no run that goes on has a sample grid" in said and "\x1b_G" not in said
 
 
-def test_grids_of_runs_that_go_on_the_latest_first(run: Path) -> None:
+def test_grids_of_runs_that_go_on_the_latest_first(done_run: Path) -> None:
     states = ("running", "done", "running", "stopped", "running")
-    statuses = [TrialStatus(run, "", {}, 0, state) for state in states]
-    newest = run / "samples" / "step-00000040.png"
+    statuses = [TrialStatus(done_run, "", {}, 0, state) for state in states]
+    newest = done_run / "samples" / "step-00000040.png"
     assert newest_grids(statuses) == [newest] * 3 and newest_grids(statuses, most=2) == [newest] * 2
     assert newest_grids(statuses[1:2]) == [newest] and newest_grids([statuses[1], statuses[3]]) == []
 
 
-def test_where_nothing_can_be_drawn(gantool: Gantool, run: Path, tmp_path: Path) -> None:
-    piped = gantool("sample", "--ckpt", run, "--show", "--out", tmp_path / "x.png")
+def test_where_nothing_can_be_drawn(gantool: Gantool, done_run: Path, tmp_path: Path) -> None:
+    piped = gantool("sample", "--ckpt", done_run, "--show", "--out", tmp_path / "x.png")
     assert piped.returncode == 2 and "stdout is no terminal" in piped.stderr and not (tmp_path / "x.png").exists()
-    assert gantool("status", run, "--show").returncode == 2
-    code, said = on_terminal(200, "status", run, "--show", TERM="dumb")
+    assert gantool("status", done_run, "--show").returncode == 2
+    code, said = on_terminal(200, "status", done_run, "--show", TERM="dumb")
     assert code == 2 and "a terminal without colours" in said
-    code, said = on_terminal(200, "sample", "--ckpt", run, "--show", "--num", 3)
+    code, said = on_terminal(200, "sample", "--ckpt", done_run, "--show", "--num", 3)
     assert code == 2 and "--num has no effect with --show" in said
-    code, said = on_terminal(200, "sample", "--ckpt", run, "--show", "--out", "x.npz")
+    code, said = on_terminal(200, "sample", "--ckpt", done_run, "--show", "--out", "x.npz")
     assert code == 2 and "expected a .png file" in said
-    nowhere = gantool("sample", "--ckpt", run)
+    nowhere = gantool("sample", "--ckpt", done_run)
     assert nowhere.returncode == 2 and "give --out" in nowhere.stderr

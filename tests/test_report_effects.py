@@ -34,7 +34,7 @@ def test_an_additive_law_is_found_again_and_its_lines_are_parallel(parts: list[f
     assert [level.label for level in first.levels] == AXES["a"] and (first.num_cells, second.num_cells) == (2, 3)
     for level, part in zip(first.levels, parts[:3], strict=True):
         assert level.mean == pytest.approx(part + (parts[3] + parts[4]) / 2, abs=1e-9) and level.half is None
-    (pair,) = interactions(grid(law), AXES)
+    (pair,) = interactions(grid(law), AXES, 9)
     b0, b1 = pair.levels.values()
     gaps = [y.mean - x.mean for x, y in zip(b0, b1, strict=True)]
     assert gaps == pytest.approx([parts[4] - parts[3]] * 3, abs=1e-9)
@@ -48,14 +48,26 @@ def test_a_gap_in_the_grid_favours_no_level() -> None:
     first, second = main_effects(grid(law), AXES)
     assert [level.mean for level in first.levels] == [0.0, 10.0, 20.0] and first.num_cells == 1
     assert [level.mean for level in second.levels] == [5.0, 105.0] and second.num_cells == 2
-    assert interactions(grid(law), AXES) == []
+    assert interactions(grid(law), AXES, 9) == []
 
 
 def test_single_runs_beside_the_grid_and_empty_grids() -> None:
     law = dict.fromkeys(itertools.product(AXES["a"], AXES["b"]), 1.0)
     beside = Cell({"other": "x"}, (1e9,))
     assert [effect.axis for effect in main_effects([*grid(law), beside], AXES)] == ["a", "b"]
-    assert main_effects([], AXES) == interactions([], AXES) == [] == main_effects([Cell({}, (1.0,))], {})
+    assert main_effects([], AXES) == interactions([], AXES, 9) == [] == main_effects([Cell({}, (1.0,))], {})
+
+
+def test_of_the_pairs_the_first_are_looked_for_and_only_whole_ones() -> None:
+    """A product of three axes among 150 that differ from it one at a time: 11,000 pairs, of which three are whole."""
+    few = {axis: ["0", "1"] for axis in ("p", "q", "r")}
+    axes = {f"x{number}": ["0", "1"] for number in range(75)} | few | {f"y{number}": ["0", "1"] for number in range(75)}
+    base = dict.fromkeys(axes, "0")
+    product = [base | dict(zip(few, labels, strict=True)) for labels in itertools.product(*few.values())]
+    cells = [Cell(labels, (1.0,)) for labels in [*product, *(base | {axis: "1"} for axis in axes if axis not in few)]]
+    found = interactions(cells, axes, 9)
+    assert [(pair.axis, pair.lines, pair.num_cells) for pair in found] == [("p", "q", 2), ("p", "r", 2), ("q", "r", 2)]
+    assert interactions(cells, axes, 2) == found[:2]
 
 
 def test_the_interval_is_that_of_a_linear_model_with_a_common_variance() -> None:

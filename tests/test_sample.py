@@ -70,8 +70,8 @@ def test_grid_places_images_row_by_row() -> None:
     assert sheet[0, 0] == 255
 
 
-def test_command_line_from_a_run_and_from_a_copied_snapshot(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
-    run = Path(gantool("train", tiny).stdout.strip())
+def test_command_line_from_a_run_and_from_a_copied_snapshot(gantool: Gantool, done_run: Path, tmp_path: Path) -> None:
+    run = done_run
     alone = tmp_path / "elsewhere" / "mine.safetensors"
     alone.parent.mkdir()
     shutil.copy(sorted((run / "snapshots").glob("*"))[-1], alone)
@@ -93,16 +93,14 @@ def test_command_line_from_a_run_and_from_a_copied_snapshot(gantool: Gantool, ti
         (("--classes", "3", "--out", "x.npz"), "not class-conditional"),
     ],
 )
-def test_wrong_options_are_refused(words: tuple[str, ...], text: str, gantool: Gantool, tiny: Path) -> None:
-    run = Path(gantool("train", tiny, "--set", "steps=1").stdout.strip())
-    refused = gantool("sample", "--ckpt", run, *words)
+def test_wrong_options_are_refused(words: tuple[str, ...], text: str, gantool: Gantool, done_run: Path) -> None:
+    refused = gantool("sample", "--ckpt", done_run, *words)
     assert refused.returncode == 2 and text in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_what_is_no_snapshot_is_refused(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
-    run = Path(gantool("train", tiny, "--set", "steps=1").stdout.strip())
+def test_what_is_no_snapshot_is_refused(gantool: Gantool, done_run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("not a snapshot")
-    checkpoint_file = sorted((run / "checkpoints").glob("*"))[-1]
+    checkpoint_file = sorted((done_run / "checkpoints").glob("*"))[-1]
     (tmp_path / "empty").mkdir()
     for path, text in (
         (tmp_path / "nowhere", "no such file or folder"),

@@ -88,9 +88,20 @@ def test_what_takes_long_for_many_runs_tells_how_far_it_is(here: Path, slurm: Fa
     number = len(found.trials)
     variants = len({tuple(trial.labels.items()) for trial in found.trials})
     assert steps.seen == {
-        what: [(done, most) for done in range(1, most + 1)]
-        for what, most in (("check", variants), ("states", number), ("configs", number))
-    }
+        **{
+            what: [(done, most) for done in range(1, most + 1)]
+            for what, most in (
+                ("check", variants), ("states", number), ("look after jobs", number), ("configs", number)
+            )
+        },
+        **{what: [(0, None), (1, 1)] for what in ("ask Slurm for its limits", "look for jobs")},
+        "sbatch": [(0, None), (1, 1)] * 2,  # the runs, and the report after them
+    }  # fmt: skip
+    again = Steps()
+    preview(found, SiteConfig(), again)
+    assert {what: seen[-1] for what, seen in again.seen.items()} == {
+        "ask Slurm for its limits": (1, 1), "look for jobs": (1, 1), "states": (number, number)
+    }  # fmt: skip
 
 
 def test_all_runs_in_one_array_and_a_report_after_them(here: Path, slurm: FakeSlurm) -> None:
@@ -290,11 +301,12 @@ def test_time_beyond_the_partition_is_refused_before_anything_is_written(here: P
 
 
 def test_a_dry_run_writes_nothing(here: Path, slurm: FakeSlurm) -> None:
-    script, said = preview(made({"time": "4h", "gpus": 2}), SiteConfig(account="abc"))
+    script, said = preview(made({"time": "4h", "gpus": 2}), SiteConfig(account="abc"), steps := Steps())
     assert "#SBATCH --account=abc" in script and "#SBATCH --array=0-8" in script and said.startswith("Job 99 to start")
+    assert steps.seen["ask sbatch"] == [(0, None), (1, 1)]
     assert not Path("runs").exists() and not Path("sweeps").exists() and not slurm.jobs()
     go()
-    assert preview(made(), SiteConfig()) == ("", "")
+    assert preview(made(), SiteConfig(), Silent()) == ("", "")
 
 
 def exported(script: str) -> dict[str, str]:
@@ -309,7 +321,7 @@ def exported(script: str) -> dict[str, str]:
 def test_what_the_job_script_is_told(here: Path, slurm: FakeSlurm) -> None:
     site = SiteConfig(srun=("--mpi=none", "--comment=two words"), interface="ib0", host_suffix="i", scratch="/a b",
                       stage_data=True, env={"A": "x y", "AB": "$HOME"})  # fmt: skip
-    script, _ = preview(made(), site)
+    script, _ = preview(made(), site, Silent())
     found = exported(script)
     assert shlex.split(found["GANTOOL"]) == program() and not shlex.split(found["GANTOOL_CONTAINER"])
     assert shlex.split(found["GANTOOL_SRUN"]) == ["--mpi=none", "--comment=two words"]
@@ -332,7 +344,7 @@ def test_the_container_is_a_prefix_with_the_folders_bound(here: Path, slurm: Fak
     Path("my code/net.py").write_text("class Discriminator: pass")
     text = text.replace("runtime:", "discriminator: {kind: custom, file: my code/net.py}, runtime:")
     site = SiteConfig(container="/images/a b.sif", container_options=("--bind", "/scratch"))
-    script, _ = preview(made(text=text), site)
+    script, _ = preview(made(text=text), site, Silent())
     found = exported(script)
     words = shlex.split(found["GANTOOL_CONTAINER"])
     assert found["GANTOOL"] == "gantool" and words[:3] == ["apptainer", "exec", "--nv"]
@@ -344,7 +356,7 @@ def test_the_container_is_a_prefix_with_the_folders_bound(here: Path, slurm: Fak
 def in_container(site: dict[str, Any] | None = None, **runtime: str) -> set[str]:
     """What is bound for a sweep with these settings."""
     text = GRID.replace("batch: 32", f"batch: 32, runtime: {json.dumps(runtime)}")
-    script, _ = preview(made(text=text), SiteConfig(container="/a.sif", **(site or {})))
+    script, _ = preview(made(text=text), SiteConfig(container="/a.sif", **(site or {})), Silent())
     return binds(script)
 
 
@@ -391,10 +403,12 @@ def test_weights_that_are_named_and_not_there_are_refused(
     monkeypatch.setenv("GANTOOL_WEIGHTS", "/nowhere")
     text = text.replace(", weights: nowhere/inception.pth", "")
     with pytest.raises(UsageError, match=r"\$GANTOOL_WEIGHTS: there is no file or folder /nowhere"):
-        preview(made(text=text), site)
-    preview(made(text=text), site.model_copy(update={"container_options": ("--bind", "/data,/mine:/nowhere")}))
+        preview(made(text=text), site, Silent())
+    preview(
+        made(text=text), site.model_copy(update={"container_options": ("--bind", "/data,/mine:/nowhere")}), Silent()
+    )
     monkeypatch.setenv("GANTOOL_WEIGHTS", "/opt/gantool/weights")  # in the image
-    preview(made(text=text), site)
+    preview(made(text=text), site, Silent())
 
 
 @pytest.mark.parametrize("name", ["a,b", "a:b"])

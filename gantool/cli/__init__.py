@@ -13,7 +13,8 @@ import sys
 
 from gantool import container
 from gantool.cli import completion, run_verbs, sweep_verbs, tool_verbs
-from gantool.cli.program import app
+from gantool.cli.program import FLAGS, app, complain
+from gantool.errors import EXIT_USAGE
 
 VERBS = (run_verbs, sweep_verbs, tool_verbs)
 """In the order of `--help`."""
@@ -41,9 +42,24 @@ def main() -> None:
 
         follow(os.getppid())  # torchrun dies of signals that it does not know, like USR2, without a word to its ranks
     try:
-        app(prog_name="gantool")
+        code = app(args=_flags_first(sys.argv[1:]), prog_name="gantool", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's, which typer imports or brings along, by its version
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "gantool"
+        complain("error", f"{path}: {error.format_message().rstrip('.')}", f"{path} --help says what it takes")
+        code = EXIT_USAGE
     finally:
         gc.freeze()  # the interpreter would look through all modules for garbage, three times, on its way out
+    sys.exit(code)
+
+
+def _flags_first(words: list[str]) -> list[str]:
+    """The words of the command line, the options of all verbs first, where typer expects them; of no words: help."""
+    end = words.index("--") if "--" in words else len(words)
+    flags = [word for word in words[:end] if word in FLAGS]
+    return [*flags, *(word for word in words[:end] if word not in FLAGS), *words[end:]] or ["--help"]
 
 
 def _keep_stdout_for_results() -> None:

@@ -27,7 +27,7 @@ from gantool.errors import (
     EXIT_USAGE,
     GantoolError,
     InterruptedRun,
-    UsageError,
+    choose,
 )
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ _log = logging.getLogger(__name__)
 app = typer.Typer(
     name="gantool",
     help="Train, sample, score and sweep GANs, on a laptop or a cluster.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+FLAGS = ("--quiet", "-q", "--verbose", "-v", "--debug")
+"""The options of all verbs, before or after the verb."""
 
 options = {"debug": os.environ.get("GANTOOL_DEBUG", "0") not in ("", "0"), "quiet": False, "verbose": False}
 
@@ -134,8 +136,8 @@ def register(name: str) -> Callable[[Callable[..., int | None]], Callable[..., N
 
 def _run_guarded(call: Callable[[], int | None]) -> int:
     try:
-        # SIGTERM unwinds like Ctrl-C, so that temporary files are removed.
-        for number in (signal.SIGTERM, signal.SIGUSR2):
+        # All unwind, so that temporary files are removed.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:  # as job.sh has it until a run can save
                 signal.signal(number, _unwind)
         began = time.monotonic()
@@ -179,8 +181,13 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
         return EXIT_FAILED
 
 
+class _Interrupt(KeyboardInterrupt):
+    """Not KeyboardInterrupt itself: once that has left code that was compiled from a string, as in a dataclass or a
+    namedtuple, `python -m` ends by SIGINT whatever exit code it is given."""
+
+
 def _unwind(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
+    raise _Interrupt(signal.Signals(number).name)
 
 
 def _show_traceback() -> None:
@@ -229,10 +236,3 @@ def check_device(device: str | None) -> None:
     """UsageError where `--device` names none that there is."""
     if device is not None:
         choose("--device", device, _DEVICES)
-
-
-def choose(option: str, value: str, choices: tuple[str, ...]) -> str:
-    """`value`; UsageError when it is none of the choices."""
-    if value not in choices:
-        raise UsageError(f"{option}: found {value!r}, expected one of {', '.join(choices)}")
-    return value

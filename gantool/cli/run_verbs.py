@@ -15,14 +15,13 @@ from gantool.cli.program import (
     Assignments,
     Device,
     check_device,
-    choose,
     find_device,
     format_option,
     register,
     terminal_progress,
     warn_of_loss,
 )
-from gantool.errors import EXIT_DONE, EXIT_FAILED, GantoolError, UsageError
+from gantool.errors import EXIT_DONE, EXIT_FAILED, GantoolError, UsageError, choose
 from gantool.launch import quick_imports
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ import typer
 from gantool.cli import completion
 from gantool.cli.program import (
     Assignments,
-    choose,
     complain,
     format_option,
     options,
@@ -23,7 +22,7 @@ from gantool.cli.program import (
     terminal_progress,
     warn_of_loss,
 )
-from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, DataError, GantoolError, UsageError
+from gantool.errors import EXIT_FAILED, EXIT_INTERRUPTED, DataError, GantoolError, UsageError, choose
 from gantool.progress import counted
 
 if TYPE_CHECKING:
@@ -127,8 +126,8 @@ def _submit(
     with terminal_progress() as progress:
         plan = verb.plan(config, assignments, on_slurm=True, progress=progress)
     if dry_run:
-        script, said = preview(plan, site, retry_failed)
         with terminal_progress() as progress:
+            script, said = preview(plan, site, progress, retry_failed)
             states = plan_states(plan, progress)
             _tell_of_data(plan, progress)
         _print_states(states, form)

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from gantool.cli import completion
-from gantool.cli.program import Assignments, Device, choose, format_option, register, terminal_progress
-from gantool.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from gantool.cli.program import Assignments, Device, format_option, register, terminal_progress
+from gantool.errors import EXIT_DONE, EXIT_FAILED, UsageError, choose
 from gantool.launch import quick_imports
 
 

@@ -18,7 +18,6 @@ from gantool.config.evaluation import HIGHER_IS_BETTER, VALUES
 from gantool.config.loader import (
     UNKNOWN_KEY,
     missing_file,
-    nearest,
     nested,
     overlay,
     placed,
@@ -29,7 +28,7 @@ from gantool.config.loader import (
 )
 from gantool.config.schema import RunConfig, format_error_key
 from gantool.config.sweep_file import MAX_RUNS, ReportConfig, SlurmConfig, SweepConfig
-from gantool.errors import ConfigError, UsageError
+from gantool.errors import ConfigError, UsageError, nearest
 from gantool.progress import Progress, Silent, told
 
 Labels = dict[str, str]

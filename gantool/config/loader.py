@@ -5,7 +5,6 @@ Errors name the file and line (or the `--set`) that wrote the offending key, all
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from gantool.config.document import Document, nest, parse_assignment, read_document
 from gantool.config.schema import RunConfig, format_error_key, rank_problems
-from gantool.errors import ConfigError, UsageError
+from gantool.errors import ConfigError, UsageError, nearest
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 UNKNOWN_KEY = "unknown key"
@@ -76,12 +75,6 @@ def placed(dotted: str, value: Any, source: Document, written: tuple[str, ...]) 
     where = {path[:end]: source.locate(written) for end in range(1, len(path) + 1)}
     where |= {path + p[len(written) :]: w for p, w in source.where.items() if p[: len(written)] == written}
     return Document(nest(path, value), where, source.name)
-
-
-def nearest(word: str, choices: Sequence[str]) -> str | None:
-    """The choice that `word` is most likely a slip of, if any."""
-    found = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
-    return found[0] if found else None
 
 
 def with_parents(document: Document, path: Path, children: Sequence[Path] = ()) -> Document:

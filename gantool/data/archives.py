@@ -7,6 +7,7 @@ Members of an archive are read, never extracted, so no name can point out of it.
 from __future__ import annotations
 
 import contextlib
+import io
 import lzma
 import os
 import tarfile
@@ -17,20 +18,28 @@ from pathlib import Path
 
 from gantool.data.images import MAX_FILE_BYTES, Payload, UnreadableImage
 from gantool.errors import DataError
+from gantool.progress import Progress, Silent
 
+_FILES_TOLD = 1000  # of a folder, at a time
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
 
-def image_names(path: Path) -> list[str]:
+def image_names(path: Path, progress: Progress) -> list[str]:
     """The image files at `path` as relative names with slashes, sorted by folder and then by name (plain string order,
-    on every machine the same); hidden files and other kinds of files are left out."""
+    on every machine the same); hidden files and other kinds of files are left out. `progress` hears how much of an
+    archive has been read; of a folder, how many files were found so far, for nobody knows how many there are."""
     if path.is_dir():
-        names = set(_names_in_folder(path))
+        names = set[str]()
+        for found in _names_in_folder(path):
+            names.add(found)
+            if len(names) % _FILES_TOLD == 0:
+                progress.step(f"files in {path.name}", len(names), None)
+        progress.step(f"files in {path.name}", len(names), len(names))
     elif zipfile.is_zipfile(path):
         with _reading_zip(path) as zipped:
             names = {name for info in zipped.infolist() if (name := image_name(info.filename, path))}
     elif is_tar(path):
-        with reading_tar(path) as archive:
+        with reading_tar(path, progress) as archive:
             names = {name for member in tar_members(archive) if (name := _checked_member_name(member, path))}
     else:
         raise DataError(
@@ -68,11 +77,33 @@ def is_tar(path: Path) -> bool:
         return False
 
 
+class _ToldFile(io.FileIO):
+    """A file to read, front to back; `progress` hears how many MB of it have been read, and at the end of the block
+    that it has ended."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        super().__init__(path)
+        self._what, self._total, self._told = f"open {path.name} (MB)", max(1, path.stat().st_size >> 20), -1
+        self._progress = progress
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Bytes from where it stands."""
+        content = super().read(size)
+        if (done := min(self.tell() >> 20, self._total - 1)) > self._told:
+            self._told = done
+            self._progress.step(self._what, done, self._total)
+        return content or b""
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(None, None, None)
+        self._progress.step(self._what, self._total, self._total)
+
+
 @contextlib.contextmanager
-def reading_tar(path: Path) -> Iterator[tarfile.TarFile]:
+def reading_tar(path: Path, progress: Progress | None = None) -> Iterator[tarfile.TarFile]:
     """The opened archive; what goes wrong while reading it is a DataError."""
     try:
-        with tarfile.open(path) as archive:
+        with _ToldFile(path, progress or Silent()) as file, tarfile.open(fileobj=file) as archive:
             yield archive
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: damaged archive ({error})", "get the file again") from error

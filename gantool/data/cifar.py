@@ -20,6 +20,7 @@ import numpy as np
 from gantool.data.archives import is_tar, reading_tar, tar_members
 from gantool.data.images import Labels, Payload, Pixels, Source, splits_of
 from gantool.errors import DataError
+from gantool.progress import Progress, told
 
 OFFICIAL_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -70,37 +71,38 @@ class _Files(NamedTuple):
     open: Callable[[str], IO[bytes]]  # OSError or KeyError when it is not there
 
 
-def open_cifar(name: str, source: Path) -> Source | None:
+def open_cifar(name: str, source: Path, progress: Progress) -> Source | None:
     """The official batches of dataset `name` in a folder or tar; None when `source` holds none of them."""
     versions = VERSIONS[name]
     if source.is_dir():
         for version in versions:
             for folder in (source / version.folder, source):
                 if (folder / version.train[0]).is_file():
-                    return _open_version(name, version, _Files(folder, partial(_open_in_folder, folder)))
+                    return _open_version(name, version, _Files(folder, partial(_open_in_folder, folder)), progress)
         endings = (("-batches-py", "-python"), ("-batches-bin", "-binary"))
         names = [next((v.folder.replace(*e) for e in endings if e[0] in v.folder), v.folder) for v in versions]
         archives = (source / f"{archive}.tar.gz" for archive in names)
         found = next((path for path in archives if path.is_file()), None)
-        return open_cifar(name, found) if found else None
+        return open_cifar(name, found, progress) if found else None
     if not is_tar(source):
         return None
     wanted = {file for version in versions for file in (*version.train, version.test, version.names)}
-    with reading_tar(source) as archive:
+    with reading_tar(source, progress) as archive:
         members: dict[str, tarfile.TarInfo] = {}
         for member in tar_members(archive):
             if member.isfile() and Path(member.name).name in wanted:
                 members[Path(member.name).name] = member
+    with reading_tar(source) as archive:
         for version in versions:
             if version.train[0] in members:
-                return _open_version(name, version, _Files(source, partial(_open_in_tar, archive, members)))
+                return _open_version(name, version, _Files(source, partial(_open_in_tar, archive, members)), progress)
     return None
 
 
-def _open_version(name: str, version: _Version, files: _Files) -> Source:
+def _open_version(name: str, version: _Version, files: _Files, progress: Progress) -> Source:
     names = (*version.train, version.test)
     classes = _read_names(version, files)
-    batches = [_read_batch(version, file, files, len(classes)) for file in names]
+    batches = [_read_batch(version, file, files, len(classes)) for file in told(names, "read batches", progress)]
     labels = np.concatenate([batch_labels for _, batch_labels in batches])
     num_test = len(batches[-1][1])
 

@@ -18,6 +18,7 @@ import numpy as np
 from gantool.data.archives import image_names, read_images
 from gantool.data.images import Source, splits_of
 from gantool.errors import DataError
+from gantool.progress import Progress
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -32,9 +33,9 @@ CELEBA_LIST = "list_eval_partition.txt"
 CELEBA_IMAGES = "img_align_celeba"
 
 
-def open_images(title: str, path: Path) -> Source:
+def open_images(title: str, path: Path, progress: Progress) -> Source:
     """The images in a folder, zip or tar, with the splits and classes that its folders say."""
-    names = image_names(path)
+    names = image_names(path, progress)
     if not names:
         raise DataError(f"{path}: there is no image in it", "expected files like .jpg, .png, .webp, also in subfolders")
     splits = _by_split(names, path)
@@ -48,9 +49,9 @@ def open_images(title: str, path: Path) -> Source:
     return Source(title, classes, np.array(labels, np.int64), splits_of(counts), read)
 
 
-def image_kind(path: Path) -> str:
+def image_kind(path: Path, progress: Progress) -> str:
     """What the images of a collection are, for its title: 'JPEG', 'PNG', ..., or 'images' when they are mixed."""
-    suffixes = {Path(name).suffix.lower() for name in image_names(path)}
+    suffixes = {Path(name).suffix.lower() for name in image_names(path, progress)}
     if suffixes <= {".jpg", ".jpeg"}:
         return "JPEG"
     return suffixes.pop()[1:].upper() if len(suffixes) == 1 else "images"
@@ -108,11 +109,11 @@ def _some(names: set[str]) -> str:
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
-def open_celeba(source: Path) -> Source:
+def open_celeba(source: Path, progress: Progress) -> Source:
     """CelebA's aligned images (folder or zip) with the splits of its partition file; no labels."""
     images, partition = _find_celeba(source)
     split_of = _read_partition(partition)
-    paths = {name.rpartition("/")[2]: name for name in image_names(images)}
+    paths = {name.rpartition("/")[2]: name for name in image_names(images, progress)}
     hint = f"{CELEBA_IMAGES} and {partition.name} must be those of the same release, complete"
     if len(missing := split_of.keys() - paths.keys()):
         raise DataError(f"{images}: {len(missing)} images of {partition} are not there ({_some(set(missing))})", hint)

@@ -121,7 +121,7 @@ class _Header(NamedTuple):
 
 
 def _open_files(path: Path, progress: Progress) -> ImageSet:
-    names = archives.image_names(path)
+    names = archives.image_names(path, progress)
     if not names:
         raise DataError(f"{path}: there is no image in it", f"these endings count, in any case: {_ENDINGS}")
     check_num(str(path), len(names))

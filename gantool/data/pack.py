@@ -129,9 +129,7 @@ def pack(data: DataConfig, data_dir: Path, source: Path | None, progress: Progre
         original = open_shapes(data.image_size)
     else:
         source = source or download(data, data_dir, progress)
-        progress.step("open the source", 0, None)
-        original = open_source(data, source)
-        progress.step("open the source", 1, 1)
+        original = open_source(data, source, progress)
     path = packed_path(data, data_dir)
     _remove_leftovers(path)
     size, channels = data.image_size, data.image_channels

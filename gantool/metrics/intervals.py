@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gantool.errors import GantoolError
 from gantool.metrics.moments import Moments, frechet_distance
-from gantool.progress import Progress, Silent
+from gantool.progress import Progress, Silent, told
 
 Rows = npt.NDArray[np.floating]
 SEED = 2020
@@ -36,7 +36,12 @@ class Interval(NamedTuple):
 
 
 def debiased_fid(
-    rows: Rows, reference: Moments, ddof: int = 1, reference_rows: Rows | None = None, value: float | None = None
+    rows: Rows,
+    reference: Moments,
+    ddof: int = 1,
+    reference_rows: Rows | None = None,
+    value: float | None = None,
+    progress: Progress | None = None,
 ) -> float:
     """2 FID(all) - mean of the FIDs of two random halves: the FID without the part of its bias that goes as 1 / n.
 
@@ -47,11 +52,14 @@ def debiased_fid(
     if len(rows) < 4:
         raise GantoolError(f"found {len(rows)} images, expected 4 or more for two halves")
     order = _order(len(rows))
-    halves = [rows[order[0::2]], rows[order[1::2]]]
-    moments = [_moments(half) for half in halves]
+    halves = told([rows[order[0::2]], rows[order[1::2]]], "FID without bias", progress or Silent())
+    whole, parts = Moments.empty(rows.shape[1]), list[float]()
+    for half in halves:
+        moments = _moments(half)
+        whole = whole.merge(moments)
+        parts.append(_distance(half, moments, reference, ddof, reference_rows))
     if value is None:
-        value = _distance(rows, moments[0].merge(moments[1]), reference, ddof, reference_rows)
-    parts = [_distance(half, m, reference, ddof, reference_rows) for half, m in zip(halves, moments, strict=True)]
+        value = _distance(rows, whole, reference, ddof, reference_rows)
     return 2.0 * value - sum(parts) / 2.0
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gantool.config.grid import Labels
@@ -77,11 +79,14 @@ def main_effects(cells: Sequence[Cell], axes: Axes) -> list[MainEffect]:
     return found
 
 
-def interactions(cells: Sequence[Cell], axes: Axes) -> list[Interaction]:
-    """One for each pair of axes whose combinations were all scored at equal other labels."""
+def interactions(cells: Sequence[Cell], axes: Axes, most: int) -> list[Interaction]:
+    """One for each pair of axes whose combinations were all scored at equal other labels; the first `most`."""
     cells = _alike(cells)
     found = []
+    may_be_whole = _pair_filter(cells)
     for (first, labels), (second, others) in itertools.combinations(_varied(cells, axes).items(), 2):
+        if not may_be_whole(first, second, len(labels) * len(others)):
+            continue
         contexts = _contexts(cells, (first, second), list(itertools.product(labels, others)))
         if contexts:
             levels = {
@@ -89,7 +94,28 @@ def interactions(cells: Sequence[Cell], axes: Axes) -> list[Interaction]:
                 for other in others
             }
             found.append(Interaction(first, second, levels, len(contexts)))
+            if len(found) == most:
+                break
     return found
+
+
+def _pair_filter(cells: Sequence[Cell]) -> Callable[[str, str, int], bool]:
+    """Whether so many cells may be equal but for two axes; quick, for the thousands of pairs of many axes. A cell is
+    the sum of random numbers, one for each label of an axis, so without two of them it stands for the others."""
+    draw = random.Random(0)
+    number_of = {
+        key: draw.getrandbits(60) for key in dict.fromkeys(key for cell in cells for key in cell.labels.items())
+    }
+    numbers = {
+        axis: [number_of[axis, cell.labels[axis]] for cell in cells] for axis in (cells[0].labels if cells else ())
+    }
+    sums = [sum(column) for column in zip(*numbers.values(), strict=True)]
+
+    def may_be_whole(first: str, second: str, size: int) -> bool:
+        columns = zip(sums, numbers[first], numbers[second], strict=True)
+        return max(Counter(total - one - other for total, one, other in columns).values(), default=0) >= size
+
+    return may_be_whole
 
 
 def _varied(cells: Sequence[Cell], axes: Axes) -> Axes:

@@ -34,22 +34,22 @@
 
   // Filtering: rows and cards that have all chosen labels and the searched words.
   const form = one("controls");
+  const rows = () => all("#table tbody tr");
   const filter = () => {
     const chosen = all("[data-axis]", form).filter((select) => select.value);
     const words = one("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    for (const item of all("[data-labels]")) {
-      const labels = JSON.parse(item.dataset.labels);
-      const text = Object.entries(labels).flat().join(" ").toLowerCase();
-      const fits = chosen.every((select) => labels[select.dataset.axis] === select.value);
-      item.hidden = !(fits && words.every((word) => text.includes(word)));
-      shown += item.closest("#table") && !item.hidden ? 1 : 0;
-    }
-    one("shown").textContent = `${shown} of ${all("#table tbody tr").length} variants`;
+    const fits = (row) => {
+      const labels = JSON.parse(row.dataset.labels); // their places among those of each axis
+      const text = row.dataset.name.toLowerCase();
+      return chosen.every((select) => labels[select.dataset.axis] === Number(select.value)) &&
+        words.every((word) => text.includes(word));
+    };
+    const out = new Set(rows().filter((row) => !fits(row)).map((row) => row.dataset.variant));
+    for (const item of all("[data-variant]")) item.hidden = out.has(item.dataset.variant);
+    one("shown").textContent = `${rows().length - out.size} of ${rows().length} variants`;
   };
 
   // The metric: its differences, figures and order of rows.
-  const rows = () => all("#table tbody tr");
   const show = () => {
     const { value } = one("metric");
     for (const item of all("[data-metric]")) item.hidden = item.dataset.metric !== value;

@@ -29,6 +29,7 @@ from gantool.results import NOT_WHAT_THEY_SHOULD_BE, SPREADS, Group, Row, groupe
 MOST_SHOWN = 60  # variants with pictures and curves; the others are rows of the tables
 MOST_BYTES = 19_500_000  # of the page
 MOST_CHARACTERS = 4000  # of a name, a cause, or the last words of a run
+_LEAST_CHARACTERS = 60
 _LONG_TEXT = 100_000  # characters of what all configs have in common
 _PICTURE_BYTES = 12_000_000  # of thumbnails, where there is room for so many
 _MOST_LINES = 8  # variants in a figure of scores against steps
@@ -100,7 +101,8 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         "headline": _headline(plan.report, groups),
     }
     most_runs = max((len(variant.runs) for variant in shown), default=0)
-    limits, size = _fitted(words, Limits(len(variants), len(shown), most_runs, len(figures), len(missing)), progress)
+    most = Limits(MOST_CHARACTERS, len(variants), len(shown), most_runs, len(figures), len(missing))
+    limits, size = _fitted(words, most, progress)
     if size > MOST_BYTES:
         progress.say(f"report.html is larger than 20 MB ({size / 1e6:.0f} MB), and cannot be made smaller")
     add_pictures(shown[: limits.cards], plan.folder, min(_PICTURE_BYTES, MOST_BYTES - size), progress)
@@ -110,6 +112,8 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
 class Limits(NamedTuple):
     """How many of each kind the page shows, from the first."""
 
+    characters: int
+    """Of a text of others."""
     rows: int
     """Variants in a table."""
     cards: int
@@ -123,32 +127,37 @@ class Limits(NamedTuple):
 
 
 def _fitted(words: dict[str, Any], limits: Limits, progress: Progress) -> tuple[Limits, int]:
-    """As much as a page without pictures has room for, and its size in bytes: where all is too much, again and again
-    half of what takes most of it. What is left of each kind (the first of each) and all else is there in any case."""
+    """As much as a page without pictures has room for, and its size in bytes. Where all is too much: shorter texts, if
+    that is enough; else again and again half of what takes most of it. What is left of each kind (the first of each)
+    and all else is there in any case."""
     template = _template(progress)
+    least = Limits(_LEAST_CHARACTERS, 1, 1, 1, 1, 1)
 
     def size_of(limits: Limits) -> int:
-        return len(template.render(words, limits=limits).encode())
+        return len(template.render(words, limits=limits).encode(errors="backslashreplace"))
 
     size = size_of(limits)
     if size <= MOST_BYTES:
         return limits, size
-    shares = []
+    without = []  # the sizes of pages with the least of one kind
     for kind in told(Limits._fields, "shorten", progress):
-        number = getattr(limits, kind)
-        alone = size_of(limits._replace(**{kind: 1})) if number > 1 else size
-        shares.append((size - alone) / max(1, number - 1))
-    while size > MOST_BYTES and max(limits) > 1:
-        bytes_of = [share * (number > 1) * number for share, number in zip(shares, limits, strict=True)]
-        place = bytes_of.index(max(bytes_of)) if any(bytes_of) else limits.index(max(limits))
-        limits = limits._replace(**{Limits._fields[place]: max(1, limits[place] // 2)})
+        number, fewest = getattr(limits, kind), getattr(least, kind)
+        without.append(size_of(limits._replace(**{kind: fewest})) if number > fewest else size)
+    shares = [(size - one) / max(1, n - few) for one, n, few in zip(without, limits, least, strict=True)]
+    short_texts = without[0] <= MOST_BYTES
+    while size > MOST_BYTES:
+        bytes_of = [share * n * (n > few) for share, n, few in zip(shares, limits, least, strict=True)]
+        if not any(bytes_of):  # what is long is none of these
+            break
+        place = 0 if short_texts else bytes_of.index(max(bytes_of))
+        limits = limits._replace(**{Limits._fields[place]: max(least[place], limits[place] // 2)})
         size = size_of(limits)
     return limits, size
 
 
 def _template(progress: Progress) -> jinja2.Template:
-    """page.html, with its style and script in it. No text of others is longer there than MOST_CHARACTERS, but
-    the config that all runs share."""
+    """page.html, with its style and script in it. No text of others is longer there than `limits.characters`, but the
+    config that all runs share."""
     loader = jinja2.PackageLoader("gantool.report", ".")
     environment = jinja2.Environment(
         loader=loader,
@@ -162,21 +171,26 @@ def _template(progress: Progress) -> jinja2.Template:
     environment.filters |= {"duration": _duration, "protocol": protocol_lines}
     environment.filters |= {
         "told": lambda items, what: told(items, what, progress),
-        "cut_labels": lambda labels: {_cut(axis): _cut(label) for axis, label in labels.items()},
-        "long_text": lambda text: escape(_cut(text, _LONG_TEXT)),
+        "numbered": lambda labels, axes: [axes[axis].index(labels[axis]) if axis in labels else -1 for axis in axes],
+        "long_text": lambda text: escape(_shortened(text, _LONG_TEXT)),
     }
     for name, file in (("style", "page.css"), ("script", "page.js")):
         environment.globals[name] = Markup(loader.get_source(environment, file)[0])
     return environment.get_template("page.html")
 
 
-def _cut(value: Any, most: int = MOST_CHARACTERS) -> Any:
-    """The value; a longer text only to its first `most` characters. Markup is whole."""
+@jinja2.pass_context
+def _cut(context: jinja2.runtime.Context, value: Any) -> Any:
+    """The value as it stands on the page: a long text only with its beginning. Markup is whole."""
     if isinstance(value, (list, dict)):  # in a file that is not what it should be
         value = str(value)
-    if isinstance(value, str) and not isinstance(value, Markup) and len(value) > most:
-        return value[: most - 1] + "…"
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _shortened(value, context["limits"].characters)
     return value
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list[RunFacts]:
@@ -268,7 +282,7 @@ def _figure_set(all_: Sequence[Variant], digest: str, metric: str, label: str, a
         values = tuple(row.values[metric] for row in rows if metric in row.values)
         if values:
             cells.append(Cell(variant.group.labels, values))
-    effects, pairs = main_effects(cells, axes), interactions(cells, axes)
+    effects, pairs = main_effects(cells, axes), interactions(cells, axes, _MOST_PAIRS + 1)
     lines = _lines(own, digest, metric) or _lines(all_, digest, metric)
     if not (effects or pairs or lines):
         return {}
@@ -276,7 +290,7 @@ def _figure_set(all_: Sequence[Variant], digest: str, metric: str, label: str, a
         "effects": effects,
         "pairs": pairs[:_MOST_PAIRS],
         "effects_svg": Markup(plots.effects_figure(effects, metric, label)) if effects else "",
-        "num_pairs": len(pairs),
+        "more_pairs": len(pairs) > _MOST_PAIRS,
         "pairs_svg": Markup(plots.interactions_figure(pairs[:_MOST_PAIRS], metric, label)) if pairs else "",
         "num_lines": len(lines),
         "steps_svg": Markup(plots.steps_figure(lines[:_MOST_LINES], metric, label)) if lines else "",

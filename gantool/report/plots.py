@@ -156,7 +156,7 @@ def _figure(
 
     settings: Any = {
         "svg.fonttype": "none",
-        "svg.hashsalt": description,
+        "svg.hashsalt": _identity(description),
         "text.parse_math": False,
         "font.family": "sans-serif",
         "font.size": 9,
@@ -187,7 +187,7 @@ def _figure(
 
 def _inline(svg: str, description: str) -> str:
     """The svg element alone, with ids of its own, the page's colours, and a name for screen readers."""
-    prefix = f"f{zlib.crc32(description.encode()):08x}-"
+    prefix = f"f{_identity(description)}-"
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
@@ -200,5 +200,10 @@ def _inline(svg: str, description: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(_short(description, 400), quote=True)}"', 1)
 
 
+def _identity(description: str) -> str:
+    return f"{zlib.crc32(description.encode(errors='backslashreplace')):08x}"
+
+
 def _short(text: str, most: int = 24) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # names of folders may hold what is no UTF-8
     return text if len(text) <= most else text[: most - 1] + "…"

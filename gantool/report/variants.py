@@ -198,4 +198,4 @@ def median(values: Iterable[float | None]) -> float | None:
 
 def link(path: Path, folder: Path) -> Markup:
     """The address of a file for a page in `folder`."""
-    return Markup(quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()))
+    return Markup(quote(os.fsencode(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())))
