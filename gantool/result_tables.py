@@ -150,6 +150,9 @@ def to_latex(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
 
 
+_LAST_LATIN = "\u024f"
+
+
 def _is_number(value: Any) -> bool:
     return value in (None, "-") or str(value).lstrip("+-")[:1].isdigit()
 
@@ -259,7 +262,10 @@ def sweep_latex(plan: SweepPlan, rows: Sequence[Row]) -> str:
     groups = grouped(rows, plan.report)
     headers, cells = table(groups, plan.report)
     shown = [dict(zip(headers, line, strict=True)) for line in cells]
-    return to_latex(shown) + "".join(f"% {line}\n" for line in caption(plan, rows).splitlines())
+    tabular = to_latex(shown)
+    engine = "% For XeLaTeX or LuaLaTeX: labels have characters that pdfLaTeX does not know.\n"
+    notes = "".join(f"% {line}\n" for line in caption(plan, rows).splitlines())
+    return (engine if max(tabular) > _LAST_LATIN else "") + tabular + notes
 
 
 def to_json_lines(rows: Sequence[Row]) -> str:

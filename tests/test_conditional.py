@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from gantool.config.schema import RunConfig
 from gantool.data.loader import RealImages, to_float
 from gantool.data.pack import PackedDataset, ensure_packed
 from gantool.losses import build_loss
+from gantool.manifest import load_trials
 from gantool.players import Players
 from gantool.progress import Silent
+from gantool.report.facts import read_run
 from gantool.runtime import Runtime
 from gantool.sample import generate_with
 from gantool.state import State
@@ -105,6 +108,20 @@ def test_scores_hold_the_accuracy_of_each_class(run: Path, gantool: Gantool) -> 
     assert "real=test" in score["accuracy_protocol"]
     printed = gantool("eval", "--ckpt", run, "--num", "50")
     assert printed.returncode == 0 and all(name in printed.stdout for name in score["per_class"])
+
+
+def test_a_report_has_the_accuracy_of_each_class_also_without_scores(run: Path, tmp_path: Path) -> None:
+    (score,) = json.loads((run / "result.json").read_text())["scores"]
+    shutil.copytree(run, tmp_path / run.name)
+    result = tmp_path / run.name / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"scores": []}))
+    (trial,) = load_trials(tmp_path / run.name).trials
+    assert read_run(trial, ()).per_class == {
+        name: {key: row[key] for key in ("accuracy_real", "accuracy_fake")} for name, row in score["per_class"].items()
+    }
+    newest = max((tmp_path / run.name / "snapshots").glob("*"))
+    newest.write_bytes(newest.read_bytes()[:500])
+    assert read_run(trial, ()).per_class == {}
 
 
 def test_classes_are_chosen_by_name_and_number(run: Path, gantool: Gantool, tmp_path: Path) -> None:

@@ -273,3 +273,6 @@ def test_the_latex_table_is_the_table_with_the_best_in_bold_and_its_notes_as_com
         "\\end{tabular}",
     ]
     assert f"% protocol {rows[0].protocol_digest} (CIFAR-10)" in text and "% mean ± sample standard deviation" in text
+    assert "LuaLaTeX" not in text
+    rows = [row("\U0001f600", 0, 1.0), row("é", 0, 2.0)]
+    assert sweep_latex(plan_of(rows, report), rows).startswith("% For XeLaTeX or LuaLaTeX")

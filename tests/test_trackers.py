@@ -20,7 +20,7 @@ from gantool.checkpoint import digest_tensors, load
 from gantool.config.schema import RuntimeConfig
 from gantool.errors import UsageError
 from gantool.players import SCALARS
-from gantool.runs import Journal
+from gantool.runs import Journal, RunDirectory
 from gantool.runtime import Runtime, Trackers
 
 OPTIONS = sets((*SETS, "runtime.sample_every=50", "eval={num: 40, every: 50, budget: 1.0}"))
@@ -141,11 +141,11 @@ def test_one_failing_tracker_leaves_the_others_open() -> None:
     assert told == ["warning: the tracker tensorboard failed and is left out: OSError: the disk is full"]
 
 
-def wandb_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of history in an offline file: protobuf in the log format of LevelDB, after a header of 7 bytes."""
+def wandb_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of history, and config, of an offline file: protobuf in the log format of LevelDB, after 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    data, place, part, rows = path.read_bytes(), 7, b"", []
+    data, place, part, rows, config = path.read_bytes(), 7, b"", [], {}
     while place + 7 <= len(data):
         left = 32768 - place % 32768  # records are in blocks, whose last bytes may be unused
         if left < 7:
@@ -159,7 +159,9 @@ def wandb_rows(path: Path) -> list[dict[str, Any]]:
             if record.HasField("history"):
                 items = record.history.item
                 rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
-    return rows
+            updates = [*record.config.update, *record.run.config.update]
+            config |= {item.key: json.loads(item.value_json) for item in updates if item.key}
+    return rows, config
 
 
 def test_weights_and_biases_offline(gantool: Gantool, tiny: Path, tmp_path: Path, whole: Path) -> None:
@@ -170,10 +172,13 @@ def test_weights_and_biases_offline(gantool: Gantool, tiny: Path, tmp_path: Path
     assert_same(whole, run)
     folder = (run / "wandb" / "latest-run").resolve()  # the whole curve, though the one before was killed
     assert folder.name.endswith(f"-{run.name}")
-    rows = wandb_rows(folder / f"run-{run.name}.wandb")
+    rows, config = wandb_rows(folder / f"run-{run.name}.wandb")
     journal = Journal(run / "journal.jsonl").rows()
     losses = [(row["_step"], row["loss_d"], row["loss_g"]) for row in rows if "loss_d" in row]
     assert losses == [(row["step"], row["loss_d"], row["loss_g"]) for row in journal]
+    asked = RunDirectory(run).config()
+    expected = {"seed": asked.seed, "loss.kind": "bce", "generator.width": 4, "eval.num": 40, "ema.decay": 0.9}
+    assert {key: config[key] for key in expected} == expected and config["batch"] == asked.batch == 8
     found = (folder / "files" / "media" / "images").glob("samples_*.png")
     grids = sorted(found, key=lambda path: int(path.name.split("_")[1]))
     for grid, path in zip(grids, sorted((run / "samples").glob("*.png")), strict=True):

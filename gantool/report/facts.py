@@ -18,6 +18,7 @@ from gantool.results import Row
 
 _MOST_ROWS = 2000  # of a journal that are read
 _BINS = 150  # points of a curve
+_MOST_HEADER = 10**7  # bytes of a snapshot's header
 CURVES = ("loss_d", "loss_g", "penalty", "accuracy_real", "accuracy_fake")
 
 
@@ -56,7 +57,8 @@ class RunFacts:
     titles: dict[str, str] = field(default_factory=dict)
     """Protocol digest -> the data of its reference."""
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Class -> metric -> value, of the final score."""
+    """Class -> metric -> value, of the final score; without one, how often the discriminator was right at the newest
+    snapshot."""
     grids: dict[int, Path] = field(default_factory=dict)
     """Sample grids by step."""
     nearest: Path | None = None
@@ -105,7 +107,7 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         identity=_identity(facts),
         series=_series(scores),
         titles={digest_of(score.get("protocol")): str(score.get("data_title", "")) for score in scores},
-        per_class=_classes(final.get("per_class")),
+        per_class=_classes(final.get("per_class")) or _accuracies(path / "snapshots"),
         grids=_grids(path / str(config.get("runtime.samples_dir", "samples"))),
         nearest=nearest[-1] if nearest else None,
     )
@@ -228,6 +230,23 @@ def _classes(value: Any) -> dict[str, dict[str, float]]:
         for name, row in _mapping(value).items()
         if isinstance(row, dict)
     }
+
+
+def _accuracies(folder: Path) -> dict[str, dict[str, float]]:
+    """What `gantool.class_accuracy` measured, from the header of the newest snapshot: JSON after its length in 8 bytes
+    (the format of safetensors), so that nothing is needed that a login node has not."""
+    try:
+        with max(folder.glob("step-*.safetensors")).open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _MOST_HEADER)))
+        facts = json.loads(header["__metadata__"]["gantool"])
+        rows = {key: facts["accuracy"][key] for key in ("accuracy_real", "accuracy_fake")}
+        classes = {
+            name: {key: values[number] for key, values in rows.items()}
+            for number, name in enumerate(facts["data"]["classes"])
+        }
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return _classes(classes)
 
 
 def _grids(folder: Path) -> dict[int, Path]:

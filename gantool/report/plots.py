@@ -25,6 +25,7 @@ _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX*"
 _WIDTH = 9.2  # inches, of a whole figure
 _FEW = 6  # points of a line that get markers
+_HEADROOM = 0.3  # of the height of a panel of interactions, for its legend
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ def interactions_figure(found: Sequence[Interaction], metric: str, label: str) -
                 _levels(panel, levels, index, label, len(one.levels))
             panel.set_title(f"{_short(one.axis)} by {_short(one.lines)}", fontsize=10)
             _labels(panel, [level.label for level in next(iter(one.levels.values()))])
-            _legend(panel, title=_short(one.lines))
         panels[0].set_ylabel(metric)
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(low, high + _HEADROOM * (high - low))
+        for panel, one in zip(panels, found, strict=True):
+            _legend(panel, title=_short(one.lines), columns=min(3, len(one.levels)), place="upper left")
     return done[0]
 
 
@@ -138,10 +142,12 @@ def _labels(panel: Any, labels: Sequence[str]) -> None:
             text.set_horizontalalignment("right")
 
 
-def _legend(panel: Any, title: str | None = None, columns: int = 1) -> None:
+def _legend(panel: Any, title: str | None = None, columns: int = 1, place: str = "best") -> None:
     if not panel.get_legend_handles_labels()[0]:
         return
-    legend = panel.legend(frameon=False, fontsize=8, title=title, title_fontsize=8, ncols=columns, labelcolor=_INK)
+    legend = panel.legend(
+        loc=place, frameon=False, fontsize=8, title=title, title_fontsize=8, ncols=columns, labelcolor=_INK
+    )
     legend.get_title().set_color(_INK)
 
 

@@ -1,7 +1,7 @@
 """Time of a training step here and in the loops that people use, side by side: same networks, same batch, same threads.
 
     pip install scikit-image && pip install --no-deps torch-mimicry
-    python tests/benchmarks/trainers.py [dcgan|sngan] [--batch 64] [--rounds 5] [--steps 10] [--threads 2]
+    python tests/benchmarks/trainers.py dcgan|sngan [--batch 64] [--rounds 5] [--steps 10] [--threads 2] [--device cpu]
 
 dcgan: DCGAN-32 (width 64) against the loop of PyTorch's DCGAN tutorial, with torchvision's ToTensor and Normalize in a
 DataLoader of two workers; that loop makes images once for both players, as `reuse_fakes` does. sngan: SNGAN-ResNet-32
@@ -86,20 +86,22 @@ def trainer(config: RunConfig, data: PackedDataset, folder: Path) -> Step:
 
 def tutorial(config: RunConfig, data: PackedDataset, _: Path) -> Step:
     """The loop of PyTorch's DCGAN tutorial."""
-    generator, discriminator = models.build_generator(config, 0), models.build_discriminator(config, 0)
+    device = torch.device(config.runtime.device)
+    generator = models.build_generator(config, 0).to(device)
+    discriminator = models.build_discriminator(config, 0).to(device)
     settings = {"lr": 2e-4, "betas": (0.5, 0.999)}
     of_discriminator = torch.optim.Adam(discriminator.parameters(), **settings)
     of_generator = torch.optim.Adam(generator.parameters(), **settings)
     loss, real_batches = nn.BCEWithLogitsLoss(), batches(data, config.batch)
-    ones, zeros = torch.ones(config.batch), torch.zeros(config.batch)
+    ones, zeros = torch.ones(config.batch, device=device), torch.zeros(config.batch, device=device)
 
     def step() -> None:
         discriminator.zero_grad()
         real, _ = next(real_batches)
-        logits = discriminator(real)
+        logits = discriminator(real.to(device))
         real_loss = loss(logits, ones)
         real_loss.backward()
-        fake = generator(torch.randn(config.batch, config.generator.latent_dim))
+        fake = generator(torch.randn(config.batch, config.generator.latent_dim, device=device))
         logits = discriminator(fake.detach())
         fake_loss = loss(logits, zeros)
         fake_loss.backward()
@@ -125,16 +127,17 @@ def mimicry(config: RunConfig, data: PackedDataset, _: Path) -> Step:
     from torch_mimicry.nets import sngan
     from torch_mimicry.training.metric_log import MetricLog
 
-    generator, discriminator = sngan.SNGANGenerator32(), sngan.SNGANDiscriminator32()
+    device = torch.device(config.runtime.device)
+    generator, discriminator = sngan.SNGANGenerator32().to(device), sngan.SNGANDiscriminator32().to(device)
     settings = {"lr": 2e-4, "betas": (0.0, 0.9)}
     of_discriminator = torch.optim.Adam(discriminator.parameters(), **settings)
     of_generator = torch.optim.Adam(generator.parameters(), **settings)
-    real_batches, device = batches(data, config.batch), torch.device("cpu")
+    real_batches = batches(data, config.batch)
 
     def step() -> None:
         log = MetricLog()
         for update in range(config.n_dis):
-            real = next(real_batches)
+            real = tuple(part.to(device) for part in next(real_batches))
             common = {"real_batch": real, "log_data": log, "global_step": 0, "device": device, "scaler": None}
             log = discriminator.train_step(netG=generator, optD=of_discriminator, **common)
             if update == config.n_dis - 1:
@@ -150,12 +153,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     file, changes = SETS[given.what]
     peer = {"dcgan": ("tutorial's loop", tutorial), "sngan": ("torch-mimicry", mimicry)}[given.what]
     with tempfile.TemporaryDirectory() as folder:
         sets = [*COMMON, f"batch={given.batch}", f"runtime.threads={given.threads}", f"runtime.runs_dir={folder}"]
-        sets += [f"runtime.data_dir={folder}", *changes]
+        sets += [f"runtime.data_dir={folder}", f"runtime.device={given.device}", *changes]
 
         def config(*more: str) -> RunConfig:
             return load_run_config(CONFIGS / file, [*sets, *more])
@@ -167,8 +171,11 @@ def main() -> None:
             "bfloat16": (trainer, ("precision=bfloat16",)),
             "reuse_fakes": (trainer, ("reuse_fakes=true",)),
             "both": (trainer, ("precision=bfloat16", "reuse_fakes=true")),
-            peer[0]: (peer[1], ()),
         }
+        if given.device == "cuda":
+            graphs = "runtime.cuda_graphs=true"
+            kinds |= {"graphs": (trainer, (graphs,)), "bfloat16, graphs": (trainer, ("precision=bfloat16", graphs))}
+        kinds[peer[0]] = (peer[1], ())
         steps: dict[str, Step] = {}
         for number, (name, (build, more)) in enumerate(kinds.items()):
             with contextlib.redirect_stdout(io.StringIO()):
@@ -178,11 +185,14 @@ def main() -> None:
         for number in range(given.rounds + 1):
             for name, step in steps.items():
                 began = time.perf_counter()
-                for _ in range(given.steps if number else 2):
+                for _ in range(given.steps if number else 5):
                     step()
+                if given.device == "cuda":
+                    torch.cuda.synchronize()
                 if number:  # the first is for warming up
                     seconds[name].append((time.perf_counter() - began) / given.steps)
-    print(f"{file}, batch {given.batch}, {given.threads} threads, {given.rounds} rounds of {given.steps} steps")
+    where = f"{given.device}, {given.threads} threads"
+    print(f"{file}, batch {given.batch}, {where}, {given.rounds} rounds of {given.steps} steps")
     for name, values in seconds.items():
         ratios = [other / own for own, other in zip(values, seconds[peer[0]], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
