@@ -10,7 +10,7 @@ from pathlib import Path
 from gantool import cluster
 from gantool.errors import GantoolError, UsageError
 from gantool.manifest import SweepPlan, Trial, load_trials
-from gantool.progress import Progress, Silent, told
+from gantool.progress import Progress, Silent, told, waiting
 from gantool.runs import RunDirectory
 from gantool.submissions import ask
 
@@ -52,7 +52,8 @@ def cancel(folder: Path, words: Sequence[str] = (), undo: bool = False, progress
         raise GantoolError(f"{text}: {jobs.silence.message}", "repeat it when Slurm answers, on a machine that has it")
     alive = {job.id: trial.run for trial in chosen if (job := jobs.of(trial.run)) and job.alive}
     ids = sorted(id_ for id_, run in alive.items() if all(_over(one) for one in jobs.companions(run)))
-    cluster.cancel(ids)
+    with waiting("scancel", progress):
+        cluster.cancel(ids)
     return Cancelled(tuple(fresh), tuple(ids), left)
 
 

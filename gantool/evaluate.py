@@ -410,7 +410,7 @@ def _facts(scored: Statistics, real: Statistics, extractor: Extractor, source: s
 def _versions() -> dict[str, str]:
     found = {
         "gantool": gantool.__version__,
-        "commit": revision.commit() or "unknown",
+        "commit": revision.commit(),
         "torch": torch.__version__,
         "torchvision": _torchvision_version(),
         "numpy": np.__version__,

@@ -114,7 +114,8 @@ class _Child:
                 )
         except OSError as error:
             raise GantoolError(
-                f"{trial.run.path}: cannot be started: {error.strerror} ({error.filename or path})"
+                f"{trial.run.path}: cannot be started: {error.strerror} ({error.filename or path})",
+                "mend that, and call the sweep again: what is done stays",
             ) from None
 
     def stop(self) -> None:
@@ -290,12 +291,16 @@ def _cause(code: int, step: int) -> str:
 
 
 def last_output(run: RunDirectory, num_lines: int = 5) -> tuple[str, ...]:
-    """The last lines that the last start of a trial wrote."""
-    try:
-        with (run.path / OUTPUT_FILE).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
-            text = file.read().decode(errors="replace").replace("\r", "\n")
-    except OSError:
-        return ()
+    """The last lines that the last start of a trial wrote; of one that no sweep started, the last of its log."""
+    text = _end_of(run.path / OUTPUT_FILE) or _end_of(run.path / "log.txt")
     lines = text[text.rfind(_HEADER) :].splitlines()[1:] if _HEADER in text else text.splitlines()
     return tuple(line.rstrip() for line in lines if line.strip())[-num_lines:]
+
+
+def _end_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+            return file.read().decode(errors="replace").replace("\r", "\n")
+    except OSError:
+        return ""

@@ -81,6 +81,8 @@ class SweepPlan:
     """What `--set` said."""
     home: Path | None = None
     """Where the sweep was started, from which its paths are told; None: here."""
+    parts: tuple[SweepPlan, ...] = ()
+    """The sweeps that this one was put together of."""
 
 
 def check_owner(plan: SweepPlan) -> None:

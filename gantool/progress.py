@@ -42,7 +42,9 @@ class Silent:
 
 
 def told(items: Sequence[_Item], what: str, progress: Progress) -> Iterator[_Item]:
-    """The items, one after the other; of each, `progress` hears when it is done."""
+    """The items, one after the other; `progress` hears that they begin, and of each when it is done."""
+    if items:
+        progress.step(what, 0, len(items))
     for number, item in enumerate(items, 1):
         yield item
         progress.step(what, number, len(items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -12,18 +13,29 @@ from pathlib import Path
 from gantool import container
 
 _PACKAGE = Path(__file__).parent
+_ENDINGS = (".py", ".sh", ".html", ".css", ".js")
 
 
 @functools.cache
 def commit() -> str:
     """The commit of the image (with a `+` when other files were bound over the package), of the working copy of git
-    that the package lies in (with a `+` when its files were changed), or of what pip installed from git; empty when
-    nobody knows."""
+    that the package lies in (with a `+` when its files were changed), or of what pip installed from git; `unknown` when
+    nobody knows. Where it does not say which code this is, a digest of the package's files stands behind it."""
     image = container.image() or {}
     revision = image.get("revision", "").replace("unknown", "")
     if revision and not container.holds(_PACKAGE):
         revision = _of_working_copy() or revision.removesuffix("+") + "+"
-    return revision or _of_working_copy() or _of_installed()
+    revision = revision or _of_working_copy() or _of_installed() or "unknown"
+    return f"{revision} (files {_digest()})" if revision == "unknown" or revision.endswith("+") else revision
+
+
+def _digest() -> str:
+    """Of all files of the package that are code or go with it, the same wherever it lies: 12 digits of a SHA-256."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in _PACKAGE.rglob("*.*") if path.suffix in _ENDINGS and path.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(_PACKAGE).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 def _of_working_copy() -> str:

@@ -170,7 +170,8 @@ def merged(plans: Sequence[SweepPlan]) -> SweepPlan:
         if plan.report != plans[0].report and plan.file is not None:
             notes.append(f"{name}: its own settings of `report` do not count here, those of {names[0]} do")
     first = plans[0]
-    return replace(first, name=", ".join(dict.fromkeys(names)), trials=tuple(trials), notes=tuple(notes), file=None)
+    name = ", ".join(dict.fromkeys(names))
+    return replace(first, name=name, trials=tuple(trials), notes=tuple(notes), file=None, parts=tuple(plans))
 
 
 def _is_run(plan: SweepPlan) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from gantool.config.schema import RunConfig
 from gantool.metrics.scores import fits, read_scores
 from gantool.players import SCALARS
-from gantool.progress import Progress
+from gantool.progress import Progress, told, waiting
 from gantool.runs import Journal, RunDirectory
 from gantool.runtime import Runtime
 
@@ -22,13 +22,17 @@ def start_trackers(run: RunDirectory, config: RunConfig, runtime: Runtime, progr
     if not runtime.is_main:
         return
     trackers = runtime.trackers
-    lacking = trackers.start(run.path, config.model_dump(mode="json"), step, progress.say)
+    if not config.runtime.trackers:
+        return
+    with waiting("start the trackers", progress):
+        lacking = trackers.start(run.path, config.model_dump(mode="json"), step, progress.say)
     rows = {row["step"]: row for row in Journal(run.path / "journal.jsonl").rows()}
     by_settings = [score for score in read_scores(run.path) if config.eval and fits(score, config.eval.identity())]
     scores = {score.step: score.values for score in by_settings if score.step is not None and score.step < step}
     files_of_grids = (run.path / config.runtime.samples_dir).glob("step-????????.png")
     grids = {at: path for path in files_of_grids if (at := int(path.stem[5:])) < step}
-    for at in sorted(at for at in {*rows, *scores, *grids} if lacking <= at <= step):
+    again = sorted(at for at in {*rows, *scores, *grids} if lacking <= at <= step)
+    for at in told(again, "what trackers lack", progress):
         if at in rows:
             trackers.numbers({name: rows[at][name] for name in SCALARS if name in rows[at]}, at, again=True)
         if at in scores:

@@ -443,7 +443,7 @@ class Trainer:
             "data": self._data_facts(),
             "versions": {
                 "gantool": gantool.__version__,
-                "commit": revision.commit() or "unknown",
+                "commit": revision.commit(),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,7 +46,17 @@ def test_a_working_copy_and_its_changes(working_copy: Path, monkeypatch: pytest.
     (working_copy / "gantool/a.py").write_text("x = 2\n")
     assert revision.commit() == head  # asked once in a process
     revision.commit.cache_clear()
-    assert revision.commit() == head + "+"
+    changed = revision.commit()
+    assert re.fullmatch(head + r"\+ \(files [0-9a-f]{12}\)", changed)
+    (working_copy / "gantool/a.py").write_text("x = 3\n")  # as different from that as from the commit
+    (working_copy / "gantool/__pycache__").mkdir()
+    (working_copy / "gantool/__pycache__/a.pyc").write_text("not of the package's code")
+    revision.commit.cache_clear()
+    other = revision.commit()
+    assert other.startswith(head) and other != changed
+    (working_copy / "gantool/a.py").write_text("x = 2\n")
+    revision.commit.cache_clear()
+    assert revision.commit() == changed
 
 
 def test_a_repository_around_a_virtual_environment_is_not_ours(
@@ -55,7 +67,7 @@ def test_a_repository_around_a_virtual_environment_is_not_ours(
     site.mkdir(parents=True)
     monkeypatch.setattr(revision, "_PACKAGE", site)
     monkeypatch.setattr(revision, "distribution", lambda name: Installed(None))
-    assert revision.commit() == ""
+    assert revision.commit() == f"unknown (files {hashlib.sha256().hexdigest()[:12]})"
     revision.commit.cache_clear()
     monkeypatch.setattr(revision, "distribution", lambda name: Installed({"vcs_info": {"commit_id": "abc"}}))
     assert revision.commit() == "abc"
@@ -67,7 +79,7 @@ def test_an_image_says_its_own(working_copy: Path, monkeypatch: pytest.MonkeyPat
     assert revision.commit() == "def"
     monkeypatch.setattr(revision.container, "holds", lambda path: False)  # other files, bound over those of the image
     revision.commit.cache_clear()
-    assert revision.commit() == "def+"
+    assert re.fullmatch(r"def\+ \(files [0-9a-f]{12}\)", revision.commit())
 
 
 class Installed:

@@ -62,7 +62,7 @@ def read_document(path: Path) -> Document:
         hint = f"configs in {path.parent}: {', '.join(near)}" if near else "check the path"
         raise UsageError(f"{path}: there is no such file", container.if_absent(path, hint)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text: {error}") from None
+        raise UsageError(f"{path}: cannot be read as text: {error}", "give a YAML file in UTF-8") from None
     _log.info("read %s", path)
     document = parse_document(text, str(path))
     _anchor(document.tree, path.parent)

@@ -61,8 +61,18 @@ class RunFacts:
     snapshot."""
     grids: dict[int, Path] = field(default_factory=dict)
     """Sample grids by step."""
+    has_curves: bool = False
+    """Whether there is a picture of its curves."""
     nearest: Path | None = None
     """The picture of nearest neighbours of the last score that has one."""
+
+    def accuracy_history(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Step -> class -> accuracy_real, accuracy_fake of the discriminator, of all snapshots that say it."""
+        found = {}
+        for path in sorted((self.path / "snapshots").glob("step-*.safetensors")):
+            if path.stem[5:].isdecimal() and (rows := _accuracies(path)):
+                found[int(path.stem[5:])] = rows
+        return found
 
     @property
     def state(self) -> str:
@@ -107,7 +117,8 @@ def read_run(trial: Trial, rows: Sequence[Row]) -> RunFacts:
         identity=_identity(facts),
         series=_series(scores),
         titles={digest_of(score.get("protocol")): str(score.get("data_title", "")) for score in scores},
-        per_class=_classes(final.get("per_class")) or _accuracies(path / "snapshots"),
+        per_class=_classes(final.get("per_class")) or _newest_accuracies(path / "snapshots"),
+        has_curves=(path / "curves.png").exists(),
         grids=_grids(path / str(config.get("runtime.samples_dir", "samples"))),
         nearest=nearest[-1] if nearest else None,
     )
@@ -232,11 +243,16 @@ def _classes(value: Any) -> dict[str, dict[str, float]]:
     }
 
 
-def _accuracies(folder: Path) -> dict[str, dict[str, float]]:
-    """What `gantool.class_accuracy` measured, from the header of the newest snapshot: JSON after its length in 8 bytes
-    (the format of safetensors), so that nothing is needed that a login node has not."""
+def _newest_accuracies(folder: Path) -> dict[str, dict[str, float]]:
+    newest = max(folder.glob("step-*.safetensors"), default=None)
+    return _accuracies(newest) if newest else {}
+
+
+def _accuracies(snapshot: Path) -> dict[str, dict[str, float]]:
+    """What `gantool.class_accuracy` measured, from the header of a snapshot: JSON after its length in 8 bytes (the
+    format of safetensors), so that nothing is needed that a login node has not."""
     try:
-        with max(folder.glob("step-*.safetensors")).open("rb") as file:
+        with snapshot.open("rb") as file:
             header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _MOST_HEADER)))
         facts = json.loads(header["__metadata__"]["gantool"])
         rows = {key: facts["accuracy"][key] for key in ("accuracy_real", "accuracy_fake")}

@@ -60,6 +60,7 @@
     show();
     const index = all("#table thead th").findIndex((th) => th.dataset.column === option.value);
     const places = new Map(rows().map((row) => row.dataset.protocol).map((name, place) => [name, place]));
+    if (index < 0) return; // it has figures alone
     sort(one("table"), index, option.dataset.higher ? "descending" : "ascending");
     const byProtocol = (a, b) => places.get(a.dataset.protocol) - places.get(b.dataset.protocol);
     one("table").tBodies[0].append(...rows().sort(byProtocol)); // which are never ranked together

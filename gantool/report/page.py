@@ -1,10 +1,12 @@
-"""report.html: one file that shows a sweep, without network, server or (but for sorting and filtering) JavaScript."""
+"""report.html: one file that shows a sweep, without network or server; and without JavaScript, but for sorting,
+filtering, switching the metric, and the slider of training time."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +94,7 @@ def render(plan: SweepPlan, rows: Sequence[Row], progress: Progress, price: floa
         "figures": figures,
         "figures_left_out": left_out,
         "most_pairs": _MOST_PAIRS,
+        "most_characters": MOST_CHARACTERS,
         "most_lines": _MOST_LINES,
         "cost": _cost(once, price),
         "price": price,
@@ -209,15 +212,18 @@ def _read_runs(plan: SweepPlan, rows: Sequence[Row], progress: Progress) -> list
 
 
 def _commands(plan: SweepPlan) -> list[str]:
-    """The command of a sweep, with the way to where it was started; none for several sweeps."""
-    if plan.file is None:
-        return []
+    """The command of each sweep, with the way to where it was started."""
+    return [_command(one) for one in plan.parts or (plan,) if one.file is not None]
+
+
+def _command(plan: SweepPlan) -> str:
+    assert plan.file is not None
     here = Path.cwd()
     home = (plan.home or here).resolve()
     file = os.path.relpath(plan.file.resolve(), home)
     sets = [word for text in plan.assignments for word in ("--set", text)]
     way = f"cd {shlex.quote(str(home))} && " if home != here else ""
-    return [way + shlex.join(["gantool", "sweep", file, *sets])]
+    return way + shlex.join(["gantool", "sweep", file, *sets])
 
 
 def _directions(report: Report, metrics: Sequence[str]) -> dict[str, int]:
@@ -326,8 +332,12 @@ def _best(groups: Sequence[Group], directions: dict[str, int]) -> dict[str, set[
 
 
 def _headline(report: Report, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The best variant of each protocol by the report's metric."""
-    return [{"name": name_of(g.labels), "spread": g.spreads[report.metric or ""], "group": g} for g in groups if g.best]
+    """The best variant of each protocol by the report's metric, or the only one."""
+    metric = report.metric or ""
+    scored = [group for group in groups if metric in group.spreads]
+    count = Counter(group.protocol_digest for group in scored)
+    shown = [group for group in scored if group.best or count[group.protocol_digest] == 1]
+    return [{"name": name_of(g.labels), "spread": g.spreads[metric], "group": g} for g in shown]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:

@@ -110,6 +110,26 @@ def curves_figure(curves: Sequence[Curve], title: str) -> str:
     return done[0]
 
 
+def classes_figure(history: dict[int, dict[str, dict[str, float]]], title: str) -> str:
+    """How often the discriminator is right in each class against steps: on real images, and on generated ones."""
+    with _figure(2, 2.5, f"accuracy of the discriminator by class, {title}", 2, quick=True) as (panels, done):
+        for panel, key, label in zip(panels, ("accuracy_real", "accuracy_fake"), ("real", "generated"), strict=True):
+            for name in dict.fromkeys(name for rows in history.values() for name in rows):
+                points = [(step, rows[name][key]) for step, rows in history.items() if key in rows.get(name, {})]
+                if points:
+                    panel.plot(*zip(*points, strict=True), color=_COLORS[0], linewidth=0.7, alpha=0.45)
+            values = {step: [row[key] for row in rows.values() if key in row] for step, rows in history.items()}
+            means = [(step, sum(found) / len(found)) for step, found in values.items() if found]
+            if means:
+                panel.plot(*zip(*means, strict=True), color=_COLORS[1], linewidth=1.6, label="mean of the classes")
+            panel.set_ylabel(f"accuracy of D, {label}")
+            panel.set_ylim(-0.03, 1.03)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_xlabel("step")
+            _legend(panel)
+    return done[0]
+
+
 def _style(index: int) -> dict[str, Any]:
     return {"color": _COLORS[index % len(_COLORS)], "linestyle": _DASHES[index % len(_DASHES)]}
 

@@ -17,7 +17,6 @@ from gantool.progress import Progress, told
 from gantool.report import plots
 from gantool.report.facts import RunFacts
 from gantool.report.pictures import Thumbnail, thumbnail
-from gantool.result_tables import spread_text
 from gantool.results import Group, Spread
 
 _FRAMES = 8  # grids of one variant, from its first to its last
@@ -59,7 +58,9 @@ class Variant:
     """Whether pictures were left out that would have made the page too large."""
     curves: str = ""
     class_headers: tuple[str, ...] = ()
-    class_rows: tuple[tuple[str, ...], ...] = ()
+    class_rows: tuple[tuple[str, tuple[Spread | None, ...]], ...] = ()
+    """Each class, and its scores over the seeds."""
+    class_curves: str = ""
 
     @property
     def shown(self) -> RunFacts | None:
@@ -125,6 +126,9 @@ def add_details(variants: Sequence[Variant], progress: Progress) -> None:
         curves = [run.curve for run in variant.runs_shown if run.curve.steps][:_MOST_CURVES]
         if curves:
             variant.curves = Markup(plots.curves_figure(curves, f"{variant.name} ({variant.number})"))
+        history = variant.runs_shown[0].accuracy_history() if variant.runs_shown else {}
+        if max(map(len, history.values()), default=0) > 1:
+            variant.class_curves = Markup(plots.classes_figure(history, f"{variant.name} ({variant.number})"))
         variant.class_headers, variant.class_rows = _class_table(variant.runs)
 
 
@@ -179,14 +183,16 @@ def _spread_out(steps: list[int], most: int) -> list[int]:
     return sorted({steps[0], last, *(min(steps, key=lambda step: abs(step - at)) for at in wanted)})
 
 
-def _class_table(runs: Sequence[RunFacts]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _class_table(
+    runs: Sequence[RunFacts],
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[Spread | None, ...]], ...]]:
     """Headers and rows of the scores by class: mean and spread over the seeds."""
     classes = dict.fromkeys(name for run in runs for name in run.per_class)
     keys = dict.fromkeys(key for run in runs for row in run.per_class.values() for key in row)
     rows = []
     for name in classes:
         found = [[r.per_class[name][key] for r in runs if key in r.per_class.get(name, {})] for key in keys]
-        rows.append((name, *(spread_text(Spread.of(numbers)) for numbers in found)))
+        rows.append((name, tuple(map(Spread.of, found))))
     return ("class", *keys) if classes else (), tuple(rows)
 
 
