@@ -1,13 +1,15 @@
 """`gantool bench`: how fast the trainer is on this machine, what a step is made of, and how far it is from the limits.
 
 The bare loop is what is left when everything but the arithmetic of the two players is taken away: the same networks,
-losses, passes and optimizers on random tensors that already lie on the device. Both run in turns, so that a drift of
-the machine's speed meets both; a ratio is the median over the pairs.
+losses, passes and optimizers on random tensors that already lie on the device, without penalties, augmentation and
+losses of classes, whose cost a ratio then shows too. Both run in turns, so that a drift of the machine's speed meets
+both; a ratio is the median over the pairs.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gantool.config.schema import RunConfig
@@ -74,11 +78,21 @@ class BenchResult:
     """Of convolutions and matrix products, a multiplication and an addition counting as 2."""
     ceiling_flops: float
     """Reached here by a product of two large matrices in the same arithmetic, a second."""
+    traffic_per_step: int
+    """Bytes that the operators of a step read and write, each for itself, as if nothing stayed in a cache."""
+    ceiling_bytes: float
+    """Read and written here by the copy of a large tensor, a second."""
 
     @property
     def share_of_ceiling(self) -> float:
         """Of the arithmetic that this machine can do, what the trainer does."""
         return self.flop_per_step * self.steps_per_second.median / self.ceiling_flops
+
+    @property
+    def floor_seconds(self) -> float:
+        """A step at best: its arithmetic or its traffic, whichever takes longer at the machine's ceilings. Where
+        tensors stay in a cache, or operators are fused, there is less traffic than is counted here."""
+        return max(self.flop_per_step / self.ceiling_flops, self.traffic_per_step / self.ceiling_bytes)
 
     def table(self) -> list[list[str]]:
         """Lines of name, median and range, for eyes."""
@@ -99,6 +113,11 @@ class BenchResult:
         rows.append(["arithmetic of a step", f"{self.flop_per_step / 1e9:.3g} GFLOP", ""])
         of = f"of {self.ceiling_flops / 1e9:.0f} GFLOP/s, a large matrix product"
         rows.append(["arithmetic used", f"{100 * self.share_of_ceiling:.1f} %", of])
+        of = f"operators one by one; a large copy does {self.ceiling_bytes / 1e9:.0f} GB/s"
+        rows.append(["traffic of a step", f"{self.traffic_per_step / 1e9:.3g} GB", of])
+        took = 1 / self.steps_per_second.median
+        of = f"the step took {took / self.floor_seconds:.2f} times as long"
+        rows.append(["arithmetic or traffic", f"{1000 * self.floor_seconds:.3g} ms", of])
         return rows
 
 
@@ -123,9 +142,8 @@ def bench(
         peak = peak_megabytes(device) - (before if device.type == "cpu" else 0.0)
         contenders["bare"] = _bare_steps(trainer, steps)
         if plain:
-            other = config.model_copy(
-                update={"runtime": settings.model_copy(update={"rewrites": False}), "precision": "float32"}
-            )
+            simple = settings.model_copy(update={"rewrites": False, "cuda_graphs": False})
+            other = config.model_copy(update={"runtime": simple, "precision": "float32"})
             contenders["plain"] = _trainer_steps(_trainer(other, data, runtime, Path(folder) / "plain"), steps)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for index in range(rounds + 1):
@@ -136,8 +154,8 @@ def bench(
             progress.step("bench", index + 3, total)
         shares = _shares(trainer, steps)
         progress.step("bench", total - 1, total)
-        flop = _flop(trainer)
-        ceiling = _ceiling(trainer) * runtime.num_ranks
+        flop, traffic = _counts(trainer)
+        ceiling, ceiling_bytes = _ceiling(trainer) * runtime.num_ranks, _ceiling_bytes(device) * runtime.num_ranks
         progress.step("bench", total, total)
     ratios = {
         name: Measure.of([other / own for other, own in zip(times, seconds["trainer"], strict=True)])
@@ -161,6 +179,8 @@ def bench(
         peak_megabytes=peak,
         flop_per_step=flop * runtime.num_ranks,
         ceiling_flops=ceiling,
+        traffic_per_step=traffic * runtime.num_ranks,
+        ceiling_bytes=ceiling_bytes,
     )
 
 
@@ -270,11 +290,58 @@ def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
     return {name: took / whole for name, took in spent.items()} | {"the rest": 1 - sum(spent.values()) / whole}
 
 
-def _flop(trainer: Trainer) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter, trainer.players.graphs.off():
+def _counts(trainer: Trainer) -> tuple[int, int]:
+    """Floating point operations, and bytes of traffic, of a step."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_conv_backward})
+    traffic = Traffic()
+    with traffic, counter, trainer.players.graphs.off():
         trainer.train_step()
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), traffic.count
+
+
+def _of_conv_backward(
+    gradient: list[int],
+    x: list[int],
+    weight: list[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: list[bool],
+    out_shape: Any,
+) -> int:
+    """Of shapes; torch's own count takes no notice of groups. Each gradient costs what the forward pass does."""
+    pixels = math.prod((x if transposed else gradient)[2:])
+    return 2 * x[0] * pixels * math.prod(weight) * sum(wanted[:2])
+
+
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that operators read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the operator, and count."""
+        out = func(*args, **(kwargs or {}))
+        returns = func._schema.returns
+        is_view = any(one.alias_info is not None for one in returns) and not func._schema.is_mutable
+        if not is_view:
+            leaves = [*tree_leaves((args, kwargs)), *tree_leaves(out)]
+            self.count += sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return out
+
+
+def _ceiling_bytes(device: torch.device) -> float:
+    """Bytes a second of the copy of a large tensor, read and written, the best of some."""
+    one = torch.zeros(2**26 * (4 if device.type == "cuda" else 1), device=device)
+    other = torch.empty_like(one)
+    best = min(_seconds(device, lambda: other.copy_(one)) for _ in range(8))
+    return 2.0 * one.nbytes / best
 
 
 def _ceiling(trainer: Trainer) -> float:

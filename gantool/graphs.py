@@ -79,7 +79,7 @@ class _Entry:
 class Graphs:
     """Updates by their kind: computed as ever at first, then recorded, then replayed.
 
-    Without a recorder all are computed as ever. Nothing fails for want of a graph: where one cannot be recorded, `say`
+    Without a recorder all are computed as ever. Where an update cannot be recorded, also for want of memory, `say`
     hears it once, and the run goes on without, from the same state.
     """
 
@@ -109,8 +109,8 @@ class Graphs:
         return self._take(make)
 
     def run(self, kind: Hashable, update: Update) -> tuple[Tensor, list[Tensor | None]]:
-        """What `update` returns. All updates of a kind must be the same but for what they `take`; what an earlier one
-        of the kind returned is overwritten."""
+        """What `update` returns, until the next call, which may overwrite it. All updates of a kind must be the same
+        but for what they `take`."""
         if self._recorder is None:
             return update()
         entry = self._entries.setdefault(kind, _Entry())
@@ -120,14 +120,8 @@ class Graphs:
             with self._taking(lambda make: _noted(make, entry.makes)):
                 return self._recorder.apart(update)
         if entry.replay is None:
-            entry.inputs = [None if (value := make()) is None else value.clone() for make in entry.makes]
-            given = iter(entry.inputs)
-            try:
-                with self._taking(lambda make: next(given)):
-                    entry.replay, entry.found = self._recorder.record(update)
-            except RuntimeError as error:
-                first = (str(error).strip().splitlines() or [""])[0]
-                self._say(f"runtime.cuda_graphs: without from now on, an update cannot be recorded: {first}")
+            if (failure := self._record(entry, update, self._recorder)) is not None:
+                self._say(f"runtime.cuda_graphs: without from now on, an update cannot be recorded: {failure}")
                 self._recorder = None
                 self._entries.clear()
                 return update()
@@ -135,9 +129,21 @@ class Graphs:
             for make, place in zip(entry.makes, entry.inputs, strict=True):
                 if place is not None:
                     place.copy_(make(), non_blocking=True)  # type: ignore[arg-type]
-        assert entry.found is not None
+        assert entry.replay is not None and entry.found is not None
         entry.replay()
         return entry.found
+
+    def _record(self, entry: _Entry, update: Update, recorder: Recorder) -> str | None:
+        """Record `update` with inputs of its own; why not, where that fails. It is text that comes back and no error,
+        which would hold the memory of what was recorded until then."""
+        try:
+            entry.inputs = [None if (value := make()) is None else value.clone() for make in entry.makes]
+            given = iter(entry.inputs)
+            with self._taking(lambda make: next(given)):
+                entry.replay, entry.found = recorder.record(update)
+        except RuntimeError as error:
+            return (str(error).strip().splitlines() or [""])[0]
+        return None
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

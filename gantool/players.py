@@ -20,7 +20,7 @@ from gantool.config.base import Ramp, value_at
 from gantool.config.objective import AdaAugment, DiffAugment, GradientPenalty, R1Penalty, R1R2Penalty, R2Penalty
 from gantool.config.schema import RunConfig
 from gantool.data import ada, diffaugment
-from gantool.data.loader import RealImages
+from gantool.data.loader import RealImages, to_device
 from gantool.graphs import Graphs
 from gantool.models.layers import Dropout, dropout_starts, iterate_spectral_norms, set_dropout
 from gantool.models.resampling import rewritten
@@ -225,11 +225,11 @@ class Players:
         """Classes of this rank's real images of a draw, int64 [batch / ranks]; None for unconditional networks."""
         if not self.config.conditional:
             return None
-        return torch.from_numpy(self.labels[images.indices(draw)]).to(self.runtime.device)
+        return to_device(self.labels[images.indices(draw)], self.runtime.device)
 
     def share(self, values: np.ndarray) -> Tensor:
         """This rank's rows of values drawn for the whole batch, on the device."""
-        return torch.from_numpy(values[self.rows(len(values))]).to(self.runtime.device)
+        return to_device(values[self.rows(len(values))], self.runtime.device)
 
     def rows(self, batch: int) -> slice:
         """This rank's rows of a batch."""
@@ -258,7 +258,7 @@ class Players:
         return self.share(draw(self.config.batch, dtype=np.float32))
 
     def _on_device(self, number: float) -> Tensor:
-        return torch.tensor(number, dtype=torch.float64, device=self.runtime.device)
+        return to_device(torch.tensor(number, dtype=torch.float64), self.runtime.device)
 
 
 class Look:
@@ -302,7 +302,7 @@ class Look:
 
     def _dropout_starts(self) -> Tensor:
         rng = randomness.generator(self.players.config.seed, f"dropout_{self.player[0]}", self.turn)
-        return dropout_starts(self.network, int(rng.integers(2**63))).to(self.players.runtime.device)
+        return to_device(dropout_starts(self.network, int(rng.integers(2**63))), self.players.runtime.device)
 
     def _rows(self, part: int, share: int) -> Tensor:
         """Numbers of a rank's images that no other image of the update has."""

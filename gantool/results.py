@@ -100,7 +100,7 @@ class Group:
     num_missing: int
     """Runs without a score."""
     best: bool
-    """Whether no group with the same protocol has a better mean of the report's metric; of one, none is the best."""
+    """Whether no group with the same protocol has a better mean of the report's metric."""
     differences: dict[str, Spread]
     """Of each metric from the baseline's, over the seeds that both have; empty without a baseline."""
     real: dict[str, float]
@@ -283,11 +283,10 @@ def _ranked(groups: list[Group], report: Report) -> list[Group]:
         spread = group.spreads.get(report.metric or "")
         return sign * spread.mean if spread else math.inf
 
-    values = {digest: [value(g) for g in groups if g.protocol_digest == digest] for digest in protocols}
-    best = {digest: min(found) for digest, found in values.items() if sum(map(math.isfinite, found)) > 1}
+    best = {digest: min(value(g) for g in groups if g.protocol_digest == digest) for digest in protocols}
     places = {digest: place for place, digest in enumerate(protocols)}
     marked = [
-        replace(group, best=math.isfinite(value(group)) and value(group) == best.get(group.protocol_digest))
+        replace(group, best=math.isfinite(value(group)) and value(group) == best[group.protocol_digest])
         for group in groups
     ]
     return sorted(marked, key=lambda group: (places.get(group.protocol_digest, len(places)), value(group)))

@@ -49,6 +49,9 @@ class Runtime:
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it to 1, and warns
         self._accelerator = Accelerator(cpu=kind == "cpu", kwargs_handlers=[patience])
         self.device: torch.device = self._accelerator.device
+        if self.device.type != kind:
+            text = f"runtime.device: found that accelerate uses {self.device.type}, expected {kind}"
+            raise UsageError(text, "unset ACCELERATE_USE_CPU and the like, or set runtime.device to what is wanted")
         self.rank: int = self._accelerator.process_index
         self.num_ranks: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
@@ -60,7 +63,7 @@ class Runtime:
         """In words, how training is computed here."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         where = f"{device}, {torch.get_num_threads()} CPU threads, process {self.rank + 1} of {self.num_ranks}"
-        rewrites = "with" if self._rewrites else "without"
+        rewrites = "with" if self._rewrites and self.device.type == "cpu" else "without"
         if precision == "tf32" and self.device.type != "cuda":
             precision = "float32"  # there is none
         return f"torch {torch.__version__} on {where}; precision {precision}, {rewrites} rewritten convolutions"

@@ -51,7 +51,8 @@ class State:
             [*self.ema.parameters(), *(average[name] for name in sorted(running))],
             [*self.generator.parameters(), *(live[name] for name in sorted(running))],
         )
-        self._copied = [(average[name], live[name]) for name in live if name not in running]
+        others = sorted(live.keys() - running)
+        self._copied = [average[name] for name in others], [live[name] for name in others]
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -60,8 +61,8 @@ class State:
         decay = min(settings.decay, (1 + self.step) / (10 + self.step)) if settings.warmup else settings.decay
         averages, values = self._averaged
         torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
-        for average, value in self._copied:
-            average.copy_(value)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
     def averaged_generator(self) -> nn.Module:
         """The averaged generator, to sample; spectral norms are those of the averaged weights."""

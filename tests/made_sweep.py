@@ -40,6 +40,7 @@ def made_sweep(
     size: int = 64,
     title: str = "shapes 16x16",
     noise: float = 0.1,
+    nearest: bool = False,
 ) -> SweepPlan:
     """A sweep over `axes`, below `folder`; `states` says which trials (by number) are not done."""
     (folder / "sweep.yaml").parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +59,8 @@ def made_sweep(
         make_run(
             run, config, place, (states or {}).get(number, "done"), num_rows, num_grids, classes, size, title, noise
         )
+        if nearest:
+            Image.fromarray(np.full((48, 96, 3), 200, np.uint8)).save(run.path / "scores/00000400-nearest.png")
         trials.append(Trial(run, labels, seed, config))
     first = {axis: found[0] for axis, found in axes.items()}
     report, file = Report("fid", "min", first), folder / "sweep.yaml"
@@ -107,6 +110,7 @@ def make_run(
     for step in np.linspace(0, total, num_grids, dtype=int):
         picture = shades.integers(0, 255, (size, size, 3), np.uint8) if step == 0 else _squares(shades, size)
         Image.fromarray(picture).save(run.path / f"samples/step-{step:08d}.png")
+    Image.fromarray(_squares(shades, 8)).save(run.path / "curves.png")
     if state != "done":
         words = "the loss became NaN" if state == "failed" else "stopped by SIGTERM"
         run.write_status(state, total, 10 * num_rows, 0.0, words)

@@ -7,9 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Gantool
+from torch.utils.flop_counter import FlopCounterMode
 
-from gantool.bench import bench
+from gantool.bench import Traffic, _of_conv_backward, bench
 from gantool.config.loader import load_run_config
 from gantool.data.pack import ensure_packed
 from gantool.progress import Silent
@@ -36,6 +38,33 @@ def test_arithmetic_of_a_step_is_that_of_its_layers(tiny: Path, data_dir: Path) 
     assert result.flop_per_step == n_dis * update_d + update_g
 
 
+def test_grouped_convolutions_count_their_groups_forward_and_backward() -> None:
+    for transposed in (False, True):
+        kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+        conv = kind(8, 12, 4, stride=2, padding=1, groups=4)
+        x = torch.randn(3, 8, 6, 6, requires_grad=True)
+        mapping = {torch.ops.aten.convolution_backward: _of_conv_backward}
+        counts = []
+        for wanted in (False, True):
+            counter = FlopCounterMode(display=False, custom_mapping=mapping)
+            with counter:
+                out = conv(x)
+                if wanted:
+                    out.sum().backward()
+            counts.append(counter.get_total_flops())
+        pixels = 36 if transposed else 9  # each meets 4x4 weights of 2 channels for 12 outputs, or of 8 for 3
+        assert counts == [2 * 3 * pixels * 16 * 24, 3 * 2 * 3 * pixels * 16 * 24]
+
+
+def test_traffic_is_what_operators_read_and_write() -> None:
+    a, b = torch.ones(10, 10), torch.ones(10, 10)
+    with Traffic() as traffic:
+        c = a + b
+        c.t()[3:].unsqueeze(0)
+        c.mul_(2.0)
+    assert traffic.count == 3 * 400 + 2 * 400  # reads two and writes one; then reads and writes one
+
+
 def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
     done = gantool("bench", tiny, *SHORT, "--compare", "plain", "--set", "n_dis=2")
     assert done.returncode == 0, done.stderr
@@ -47,6 +76,8 @@ def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
         assert 0 < found[name]["least"] <= found[name]["median"] <= found[name]["most"]
     used = found["flop_per_step"] * found["steps_per_second"]["median"] / found["ceiling_flops"]
     assert found["share_of_ceiling"] == pytest.approx(used)
+    parts = found["flop_per_step"] / found["ceiling_flops"], found["traffic_per_step"] / found["ceiling_bytes"]
+    assert found["floor_seconds"] == pytest.approx(max(parts)) and min(parts) > 0
     assert (found["device"], found["ranks"], found["threads"]) == ("cpu", 1, 1)
 
 

@@ -3,13 +3,14 @@ that no number of an update is baked into its record, and on a GPU by CUDA graph
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -123,8 +124,10 @@ def trained(
     recorder: Recorder | None,
     device: str = "cpu",
     say: Callable[[str], None] | None = None,
+    num: int = STEPS,
+    goes_on: State | None = None,
 ) -> tuple[State, Any]:
-    """(state, numbers of each step) of a small run on `shapes` at 8x8."""
+    """(state, numbers of each of `num` steps) of a small run on `shapes` at 8x8; `goes_on`: from a state like this."""
     runtime = {"device": device, "threads": 1, **case.get("runtime", {})}
     small: dict[str, Any] = {
         "data": {"name": "shapes", "size": 8},
@@ -142,8 +145,10 @@ def trained(
     real = RealImages(images, config.augment, config.seed, config.batch, place.device, resident=config.runtime.resident)
     graphs = Graphs(recorder, say or pytest.fail)
     both = Players(config, state, real, labels, len(data.classes), place, lambda length: int(length), graphs)
+    if goes_on is not None:
+        state.load({name: value.clone() for name, value in goes_on.tensors().items()}, goes_on.step)
     numbers = []
-    for _ in range(STEPS):
+    for _ in range(num):
         numbers.append(both.step().tolist())
         state.step += 1
         state.update_ema()
@@ -151,7 +156,7 @@ def trained(
     return state, numbers
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if "host" not in case])  # on the CPU all lies on the device
 def test_recorded_updates_are_those_of_ever(case: str, data_dir: Path) -> None:
     recorder = OperatorRecorder()
     (plain, expected), (fast, found) = (trained(data_dir, CASES[case], one) for one in (None, recorder))
@@ -159,6 +164,17 @@ def test_recorded_updates_are_those_of_ever(case: str, data_dir: Path) -> None:
     assert found == expected
     for name, value in plain.tensors().items():
         assert torch.equal(value, fast.tensors()[name]), name
+
+
+def test_a_run_that_goes_on_is_recorded_anew_and_equal(data_dir: Path) -> None:
+    """The state of one that was recorded, after seven steps, taken over into another one."""
+    case = CASES["ada"] | {"steps": STEPS}
+    whole, expected = trained(data_dir, case, None)
+    first, before = trained(data_dir, case, OperatorRecorder(), num=7)
+    resumed, after = trained(data_dir, case, recorder := OperatorRecorder(), num=STEPS - 7, goes_on=first)
+    assert recorder.records >= 2 and before + after == expected
+    for name, value in whole.tensors().items():
+        assert torch.equal(value, resumed.tensors()[name]), name
 
 
 def test_a_number_that_is_baked_in_is_found(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,11 +216,42 @@ def test_where_nothing_is_recorded_a_line_says_so(
     assert said == [f"runtime.cuda_graphs: without, {words}"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the first device of a process for good."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@needs_gpu
 @pytest.mark.parametrize("case", CASES)
-def test_cuda_graphs_give_the_same_bits(case: str, data_dir: Path) -> None:
+def test_cuda_graphs_give_the_same_bits(case: str, data_dir: Path, fresh_accelerate: None) -> None:
     recorder = CudaRecorder(torch.device("cuda", 0))
     (plain, expected), (fast, found) = (trained(data_dir, CASES[case], one, "cuda") for one in (None, recorder))
-    assert found == expected
+    assert plain.generator.parameters().__next__().is_cuda and found == expected
     for name, value in plain.tensors().items():
         assert torch.equal(value, fast.tensors()[name]), name
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_waits_for_the_gpu(
+    case: str, data_dir: Path, fresh_accelerate: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all is warm, a step that makes the host wait is an error of torch."""
+    steps = Players.step
+
+    def strict(players: Players) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error" if players.state.step > 4 else "default")
+        try:
+            return steps(players)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Players, "step", strict)
+    trained(data_dir, CASES[case], None, "cuda")
+    trained(data_dir, CASES[case], CudaRecorder(torch.device("cuda", 0)), "cuda")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Gantool, start
-from test_resume import journal_step, sets, train_whole, wait_for
+from test_resume import PRODUCTS, REWRITES, journal_step, sets, train_whole, wait_for
 
 from gantool import checkpoint
 
@@ -34,7 +34,15 @@ MLP = (
     "augment=diffaugment",
     "steps=20",
 )
-CASES = [(NORM_FREE, 1e-5), (BATCH_NORM, 1e-4), (CONDITIONAL, 1e-5), (MLP, 1e-4)]
+CASES = {
+    "norm-free": (NORM_FREE, 1e-5),
+    "batch": (BATCH_NORM, 1e-4),
+    "conditional": (CONDITIONAL, 1e-5),
+    "mlp": (MLP, 1e-4),
+    "rewrites": ((*REWRITES, "steps=20"), 1e-5),
+    "products": ((*PRODUCTS, "steps=20"), 1e-2),
+    "reused": (("reuse_fakes=true", "generator.norm=none", "discriminator.norm=none", "steps=20"), 1e-5),
+}
 
 
 def test_stdout_is_for_results_whatever_libraries_write_to_it(gantool: Gantool, tiny: Path, tmp_path: Path) -> None:
@@ -52,7 +60,7 @@ def test_stdout_is_for_results_whatever_libraries_write_to_it(gantool: Gantool, 
     assert done.stderr.count("connected to 1 peer") >= 2
 
 
-@pytest.mark.parametrize(("options", "tolerance"), CASES, ids=["norm-free", "batch", "conditional", "mlp"])
+@pytest.mark.parametrize(("options", "tolerance"), CASES.values(), ids=CASES)
 def test_two_ranks_equal_one(
     options: tuple[str, ...], tolerance: float, gantool: Gantool, tiny: Path, tmp_path: Path
 ) -> None:

@@ -19,8 +19,21 @@ STEPS = 200
 SETS = (f"steps={STEPS}", "runtime.checkpoint_every=50", "runtime.snapshot_every=100", "ema.decay=0.9")
 FEW_STEPS = 100
 FEW = (f"steps={FEW_STEPS}", "runtime.checkpoint_every=25", "runtime.snapshot_every=50", "ema.decay=0.9")
+REWRITES = (  # 16 pixels: both changes of size take their strided form
+    "data={name: shapes, size: 16}",
+    "generator={kind: resnet, latent_dim: 8, width: 8, max_width: 8}",
+    "discriminator={kind: resnet, width: 8, max_width: 8}",
+)
+PRODUCTS = (  # and here that of a product of matrices
+    "data={name: shapes, size: 16}",
+    "generator={kind: conv, latent_dim: 8, width: 64, max_width: 128, norm: none}",
+    "discriminator={kind: conv, width: 64, max_width: 128, norm: none}",
+    "precision=bfloat16",
+)
 VARIANTS = {
     "dcgan": (),
+    "rewrites": REWRITES,
+    "products": PRODUCTS,
     "residual": ("generator.residual=true", "discriminator.residual=true", "augment=advanced", "loss=hinge", "n_dis=2"),
     "spectral": (
         "generator.spectral_norm=true",

@@ -89,7 +89,7 @@ def test_what_takes_long_for_many_runs_tells_how_far_it_is(here: Path, slurm: Fa
     variants = len({tuple(trial.labels.items()) for trial in found.trials})
     assert steps.seen == {
         **{
-            what: [(done, most) for done in range(1, most + 1)]
+            what: [(done, most) for done in range(most + 1)]
             for what, most in (
                 ("check", variants), ("states", number), ("look after jobs", number), ("configs", number)
             )

@@ -147,7 +147,13 @@ class Words(Silent):
         self.lines.append(text)
 
     def step(self, what: str, done: int, total: int | None, detail: str = "", left: float | None = None) -> None:
-        assert what in ("states", "trials", "scores", "results")  # one after the other, each to its end
+        assert what in (
+            "look for jobs",
+            "states",
+            "trials",
+            "scores",
+            "results",
+        )  # one after the other, each to its end
         if what == "trials":
             self.steps.append((done, total))
         else:
@@ -235,8 +241,9 @@ def test_whole_sweep_then_nothing_left_to_do(place: Place) -> None:
     assert outcome.exit_code == 0 and [o.state for o in outcome.outcomes] == ["done"] * 4
     assert place.each_step_once()
     assert words.steps[-1] == (4, 4) and [done for done, _ in words.steps] == sorted(done for done, _ in words.steps)
-    assert words.others[:4] == [("states", n, 4) for n in range(1, 5)]
-    assert words.others[4:] == [("scores", n, 4) for n in range(1, 5)] + [("results", n, 4) for n in range(5)]
+    asked = [("look for jobs", 0, None), ("look for jobs", 1, 1)]
+    assert words.others[:7] == asked + [("states", n, 4) for n in range(5)]
+    assert words.others[7:] == asked + [("scores", n, 4) for n in range(5)] + [("results", n, 4) for n in range(5)]
     ends = [line for line in words.lines if line.startswith("done")]
     assert len(ends) == 4 and any("basic seed 1  fid 41.00" in line for line in ends)
     assert [line.split()[1] for line in ends] == ["1/4", "2/4", "3/4", "4/4"]

@@ -70,7 +70,8 @@ def bench(
             rows = [[name, f"{value:.4g}", ""] for name, value in zip(words, list(found.values())[1:], strict=True)]
         else:
             result = run.bench(settings, data, rounds, steps, progress, compare == "plain")
-            found, rows = dataclasses.asdict(result) | {"share_of_ceiling": result.share_of_ceiling}, result.table()
+            found, rows = dataclasses.asdict(result), result.table()
+            found |= {"share_of_ceiling": result.share_of_ceiling, "floor_seconds": result.floor_seconds}
     if os.environ.get("RANK", "0") != "0":
         return None
     if form == "json":

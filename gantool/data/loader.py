@@ -36,6 +36,12 @@ def _permutation(seed: int, num_images: int, epoch: int, stream: str) -> np.ndar
     return randomness.generator(seed, stream, epoch).permutation(num_images)
 
 
+def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; to a GPU through pinned memory, so that nothing waits until it has done what is queued."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 [B, H, W, C], 0..255 -> float [B, C, H, W], -1..1, channels last in memory. The inverse is `to_uint8`."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -98,20 +104,19 @@ class RealImages:
         if isinstance(self.settings, AdvancedAugment):
             rng = randomness.generator(self.seed, f"augment{self.stream}", draw)
             draws = augment.advanced_draws(self.settings, rng, self.batch_size)[self.share]
-            images = augment.advanced(self.settings, images, torch.from_numpy(draws).to(self.device))
+            images = augment.advanced(self.settings, images, to_device(draws, self.device))
         return images
 
     def _gather(self, draw: int) -> Tensor:
         """uint8 [share, H, W, C] from where the images lie, mirrored and shifted on the way."""
         place = self.images.device
-        chosen = torch.from_numpy(self.indices(draw)).to(place)
+        chosen = to_device(self.indices(draw), place)
         if not isinstance(self.settings, BasicAugment):
             return self.images[chosen]
         rng = randomness.generator(self.seed, f"augment{self.stream}", draw)
         number, size, width, channels = self.images.shape
         rows, columns = augment.basic_indices(self.settings, rng, self.batch_size, size)
-        y = torch.from_numpy(rows[self.share]).to(place)
-        x = torch.from_numpy(np.ascontiguousarray(columns[self.share])).to(place)
+        y, x = (to_device(np.ascontiguousarray(part[self.share]), place) for part in (rows, columns))
         # Whole rows first, then bytes within them: four times as fast as one pixel after the other.
         lines = self.images.view(number * size, width * channels)
         lines = lines.index_select(0, (chosen[:, None] * size + y).view(-1)).view(len(chosen), size, -1)

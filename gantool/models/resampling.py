@@ -1,4 +1,5 @@
-"""Convolutions that change the size, in the form that is fastest: the same sums, in another order.
+"""Convolutions that change the size, on CPUs in the form that is fastest: the same sums, in another order. On GPUs,
+where nothing of this has been measured yet, they stay as they are.
 
 A 3x3 convolution beside a change of size becomes one strided convolution with a 4x4 kernel: 4/9 of the multiplications,
 forward and backward, and no feature map at the large size.
@@ -191,7 +192,7 @@ def _overlap(taps: Tensor, out: Tensor, axis: int) -> None:
 def _pays(conv: nn.Conv2d, size: int, least: int = 16) -> bool:
     """Whether the strided form is faster where the large side has size x size pixels. A rule from measurements
     (tests/benchmarks/resampling.py) and no measurement at run time, so that a run has the same bits on each machine of
-    a kind. On GPUs it has not been measured: there the plain form stays."""
+    a kind."""
     return _wanted[0] and conv.weight.device.type == "cpu" and size >= least
 
 

@@ -149,10 +149,10 @@ def _fitted(words: dict[str, Any], limits: Limits, progress: Progress) -> tuple[
     shares = [(size - one) / max(1, n - few) for one, n, few in zip(without, limits, least, strict=True)]
     short_texts = without[0] <= MOST_BYTES
     while size > MOST_BYTES:
-        bytes_of = [share * n * (n > few) for share, n, few in zip(shares, limits, least, strict=True)]
-        if not any(bytes_of):  # what is long is none of these
+        left = [place for place, (n, few) in enumerate(zip(limits, least, strict=True)) if n > few]
+        if not left:
             break
-        place = 0 if short_texts else bytes_of.index(max(bytes_of))
+        place = 0 if short_texts else max(left, key=lambda place: shares[place] * limits[place])
         limits = limits._replace(**{Limits._fields[place]: max(least[place], limits[place] // 2)})
         size = size_of(limits)
     return limits, size
@@ -332,12 +332,14 @@ def _best(groups: Sequence[Group], directions: dict[str, int]) -> dict[str, set[
 
 
 def _headline(report: Report, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The best variant of each protocol by the report's metric, or the only one."""
+    """The best variant of each protocol by the report's metric, and whether there are others to be better than."""
     metric = report.metric or ""
-    scored = [group for group in groups if metric in group.spreads]
-    count = Counter(group.protocol_digest for group in scored)
-    shown = [group for group in scored if group.best or count[group.protocol_digest] == 1]
-    return [{"name": name_of(g.labels), "spread": g.spreads[metric], "group": g} for g in shown]
+    count = Counter(group.protocol_digest for group in groups if metric in group.spreads)
+    return [
+        {"name": name_of(g.labels), "spread": g.spreads[metric], "group": g, "alone": count[g.protocol_digest] == 1}
+        for g in groups
+        if g.best
+    ]
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
