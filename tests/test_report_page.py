@@ -332,6 +332,35 @@ def test_nearest_neighbours_have_a_picture_and_its_link(tmp_path: Path) -> None:
     )
 
 
+def test_classes_have_curves_where_snapshots_say_how_often_the_discriminator_was_right(tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, {"only": ["x"]}, 1)
+    folder = plan.trials[0].run.path / "snapshots"
+    folder.mkdir()
+
+    def write(step: int, facts: object) -> None:
+        header = json.dumps({"__metadata__": {"gantool": json.dumps(facts)}}).encode()
+        (folder / f"step-{step:08d}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    accuracy = {"accuracy_real": [0.5, None], "accuracy_fake": [0.25, 1.0]}
+    write(10, {"accuracy": accuracy, "data": {"classes": ["<cat>", "dog"]}})
+    for step, facts in (
+        (20, []),
+        (30, {"accuracy": None}),
+        (40, {"accuracy": accuracy, "data": {"classes": ["a"] * 9}}),
+    ):
+        write(step, facts)  # none of them says it
+    (folder / "step-00000050.safetensors").write_bytes(b"\xff" * 8 + b"{")
+    run = read_run(plan.trials[0], ())
+    expected = {"<cat>": {"accuracy_real": 0.5, "accuracy_fake": 0.25}, "dog": {"accuracy_fake": 1.0}}
+    assert run.accuracy_history() == {10: expected} and run.per_class == {}
+    assert "in each class, at each snapshot" not in page_of(plan).text
+    write(60, {"accuracy": accuracy, "data": {"classes": ["<cat>", "dog"]}})
+    assert list(read_run(plan.trials[0], ()).accuracy_history()) == [10, 60]
+    page = page_of(plan)
+    assert "in each class, at each snapshot" in page.text and page.text.count("mean of the classes") == 2
+    assert page.text.count("<cat>") == 1  # the table, of the newest snapshot
+
+
 def test_a_metric_that_has_figures_alone_can_be_chosen(tmp_path: Path) -> None:
     """As `gantool eval --metrics kid` leaves it: scores of snapshots, and none in the results."""
     plan = made_sweep(tmp_path, {"only": ["x", "y"]}, 2)

@@ -127,7 +127,7 @@ def add_details(variants: Sequence[Variant], progress: Progress) -> None:
         if curves:
             variant.curves = Markup(plots.curves_figure(curves, f"{variant.name} ({variant.number})"))
         history = variant.runs_shown[0].accuracy_history() if variant.runs_shown else {}
-        if max(map(len, history.values()), default=0) > 1:
+        if len(history) > 1:
             variant.class_curves = Markup(plots.classes_figure(history, f"{variant.name} ({variant.number})"))
         variant.class_headers, variant.class_rows = _class_table(variant.runs)
 

@@ -3,7 +3,7 @@ ToTensor and Normalize in a DataLoader without workers.
 
     python tests/benchmarks/data_path.py [--batch 64] [--rounds 5] [--batches 24]
 
-They take turns; a ratio is of one round.
+They take turns; a ratio is of one round, against torchvision without a flip and with one.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ def main() -> None:
                     draw(number * given.batches + index)
                 if number:
                     speeds[name].append(given.batch * (given.batches // 2) / (time.perf_counter() - began))
-    peer = speeds["torchvision, no augmentation"]
+    print(f"{'':32} {'images/s':>10}   times no augmentation   times mirrored")
     for name, found in speeds.items():
-        ratios = [ours / theirs for ours, theirs in zip(found, peer, strict=True)]
-        spread = f"{statistics.median(ratios):6.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-        print(f"{name:32} {statistics.median(found):10.0f} images/s   times torchvision's: {spread}")
+        spreads = []
+        for peer in ("torchvision, no augmentation", "torchvision, mirrored"):
+            ratios = [ours / theirs for ours, theirs in zip(found, speeds[peer], strict=True)]
+            spreads.append(f"{statistics.median(ratios):6.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+        print(f"{name:32} {statistics.median(found):10.0f}   {'   '.join(spreads)}")
 
 
 if __name__ == "__main__":
