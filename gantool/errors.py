@@ -7,6 +7,7 @@ where; the hint says what to do. `cli/` prints it without a traceback and leaves
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -72,6 +73,15 @@ def nearest(word: str, choices: Sequence[str]) -> str | None:
 
     found = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def named_like(path: Path) -> str | None:
+    """`did you mean ...?` where a folder or file beside `path` has a name like it, for one that is not there."""
+    try:
+        near = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    except OSError:
+        return None
+    return f"did you mean {path.parent / near}?" if near else None
 
 
 def choose(option: str, value: str, choices: Sequence[str]) -> str:

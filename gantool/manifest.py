@@ -21,7 +21,7 @@ from gantool.config.evaluation import EvalConfig
 from gantool.config.grid import Labels, Report
 from gantool.config.schema import RunConfig, digest_of
 from gantool.config.sweep_file import SlurmConfig
-from gantool.errors import GantoolError, UsageError
+from gantool.errors import GantoolError, UsageError, named_like
 from gantool.runs import Look, RunDirectory, State
 
 FORMAT = 1
@@ -130,7 +130,8 @@ def load_trials(folder: Path) -> SweepPlan:
     if (folder / "config.yaml").is_file():
         return SweepPlan(folder.resolve().name, folder, (_bare_trial(folder),))
     if not folder.is_dir():
-        hint = container.if_absent(folder, "give a run directory, or the folder of a sweep or of runs")
+        hint = named_like(folder) or "give a run directory, or the folder of a sweep or of runs"
+        hint = container.if_absent(folder, hint)
         raise UsageError(f"{folder}: there is no such folder", hint)
     runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
     if not runs:

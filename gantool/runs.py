@@ -29,7 +29,7 @@ from gantool import container, files
 from gantool.config.document import dump_yaml, read_document
 from gantool.config.loader import validate
 from gantool.config.schema import RunConfig, digest_of
-from gantool.errors import GantoolError, UsageError
+from gantool.errors import GantoolError, UsageError, named_like
 
 State = Literal[
     "planned", "running", "stopped", "lost", "unscored", "done", "failed", "diverged", "cancelled",
@@ -232,7 +232,7 @@ def find_snapshot(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        hint = container.if_absent(path, "give a snapshot file or a run directory")
+        hint = container.if_absent(path, named_like(path) or "give a snapshot file or a run directory")
         raise UsageError(f"{path}: there is no such file or folder", hint)
     found = RunDirectory(path).snapshots() or sorted(path.glob("step-*.safetensors"))
     if not found:

@@ -147,6 +147,14 @@ def test_a_wrong_command_line_is_one_error_like_any_other(gantool: Gantool, word
     assert hint == f"  hint: {command} --help says what it takes" and (done.returncode, done.stdout) == (2, "")
 
 
+def test_a_slip_in_a_path_is_answered_with_the_name_that_is_there(gantool: Gantool, done_run: Path) -> None:
+    slip = done_run.with_name(done_run.name.replace("tiny", "tyni"))
+    for words in (("status", slip), ("sample", "--ckpt", slip, "--out", "x.npz"), ("eval", slip)):
+        done = gantool(*words)
+        assert done.returncode == 2 and f"hint: did you mean {done_run}?" in done.stderr
+    assert "did you mean" not in gantool("status", done_run.parent / "elsewhere").stderr
+
+
 def test_the_options_of_all_verbs_stand_before_or_after_the_verb(gantool: Gantool) -> None:
     shown = gantool()
     assert shown.returncode == 0 and shown.stdout == gantool("--help").stdout and " sweep " in shown.stdout

@@ -102,7 +102,7 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
         "200 of 400",
         "fid 35.38 ± 0.18 (2 of 3)",
         "shapes 16x16",
-        "gantool sweep sweep.yaml --set steps=400",
+        "gantool sweep sweep.yaml --local --set steps=400",
         "0123456789ab",
         "NVIDIA H100",
         "cat",
@@ -116,7 +116,7 @@ def test_the_page_says_what_the_files_say(tmp_path: Path, monkeypatch: pytest.Mo
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    way = f"cd {plan.folder.resolve().parent.parent} && gantool sweep sweep.yaml --set steps=400"
+    way = f"cd {plan.folder.resolve().parent.parent} && gantool sweep sweep.yaml --local --set steps=400"
     assert way in page_of(replace(load_trials(plan.folder), folder=elsewhere)).text
     first = load_trials(plan.folder).trials[0]
     (first.run.path / "starts.jsonl").write_text('{"step": 0, "shared_by": 4}\n{"step": 200, "shared_by": 1}\n')

@@ -222,8 +222,10 @@ def _command(plan: SweepPlan) -> str:
     home = (plan.home or here).resolve()
     file = os.path.relpath(plan.file.resolve(), home)
     sets = [word for text in plan.assignments for word in ("--set", text)]
+    # Where no run was ever a job, the sweep ran here, as it should again where there is Slurm.
+    local = [] if any((trial.run.path / "job.json").exists() for trial in plan.trials) else ["--local"]
     way = f"cd {shlex.quote(str(home))} && " if home != here else ""
-    return way + shlex.join(["gantool", "sweep", file, *sets])
+    return way + shlex.join(["gantool", "sweep", file, *local, *sets])
 
 
 def _directions(report: Report, metrics: Sequence[str]) -> dict[str, int]:
