@@ -9,6 +9,7 @@ both; a ratio is the median over the pairs.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import multiprocessing
 import statistics
@@ -318,8 +319,12 @@ def _of_conv_backward(
     return 2 * x[0] * pixels * math.prod(weight) * sum(wanted[:2])
 
 
+_WRITTEN_ONLY = ("copy_", "zero_", "fill_", "_foreach_copy_", "_foreach_zero_")
+_ONLY_ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that operators read and write; views move nothing."""
+    """Counts the bytes that operators read and write; views, and memory that is only allocated, move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -327,13 +332,32 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, and count."""
-        out = func(*args, **(kwargs or {}))
-        returns = func._schema.returns
-        is_view = any(one.alias_info is not None for one in returns) and not func._schema.is_mutable
-        if not is_view:
-            leaves = [*tree_leaves((args, kwargs)), *tree_leaves(out)]
-            self.count += sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        schema, name = func._schema, func._schema.name.partition("::")[2]
+        is_view = any(one.alias_info is not None for one in schema.returns) and not schema.is_mutable
+        if is_view or name in _ONLY_ALLOCATE:
+            return out
+        for argument, value in itertools.zip_longest(schema.arguments, args):
+            if argument is None:
+                break
+            size = _bytes(kwargs.get(argument.name) if value is None else value)
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            self.count += size * ((written + (name not in _WRITTEN_ONLY)) if written else 1)
+        results = out if isinstance(out, tuple) else (out,)
+        for one, value in zip(schema.returns, results, strict=False):
+            self.count += _bytes(value) if one.alias_info is None else 0
         return out
+
+
+def _bytes(value: Any) -> int:
+    """Of the tensors in it; what is repeated by a stride of 0 counts once."""
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return sum(
+        t.element_size() * math.prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride)
+        for t in tensors
+        if t.layout is torch.strided and t.numel()
+    )
 
 
 def _ceiling_bytes(device: torch.device) -> float:

@@ -25,7 +25,7 @@ SPREADS = ("_std", "_error", "_low", "_high")
 """Ends of the names of the spreads and intervals of single scores."""
 NOT_WHAT_THEY_SHOULD_BE = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
 """What values of other kinds than those that gantool writes do to who reads them."""
-_MOST = 1e100  # larger numbers are no scores, and their squares no numbers
+MOST = 1e100  # larger numbers are no scores, and their squares no numbers
 ENDED_BADLY = ("failed", "diverged", "lost")
 
 
@@ -201,9 +201,7 @@ def origins(rows: Sequence[Row]) -> list[str]:
 def _numbers(values: Any) -> dict[str, float]:
     items = values.items() if isinstance(values, dict) else ()
     return {
-        key: float(v)
-        for key, v in items
-        if isinstance(v, int | float) and not isinstance(v, bool) and -_MOST < v < _MOST
+        key: float(v) for key, v in items if isinstance(v, int | float) and not isinstance(v, bool) and -MOST < v < MOST
     }
 
 

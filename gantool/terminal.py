@@ -39,6 +39,14 @@ class _Stderr(Console):
         self.quiet = True
 
 
+class _Stdout(Console):
+    """For results."""
+
+    def on_broken_pipe(self) -> None:
+        """Whoever reads them has enough; rich's own would end the program as failed."""
+        raise BrokenPipeError
+
+
 class TerminalProgress:
     """Progress on stderr. Use as a context manager, so that the bars are closed before anything else is printed."""
 
@@ -221,7 +229,7 @@ def clear_screen() -> None:
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """A table on stdout; on a terminal, cells are folded where a table of a few hundred lines is wider than that."""
     wide = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if wide else 400, soft_wrap=not wide)
+    console = _Stdout(highlight=False, width=None if wide else 400, soft_wrap=not wide)
     columns = [[header, *(row[index] for row in rows)] for index, header in enumerate(headers)]
     widths = [max(map(cell_len, column)) for column in columns]
     numeric = [

@@ -58,11 +58,27 @@ def test_grouped_convolutions_count_their_groups_forward_and_backward() -> None:
 
 def test_traffic_is_what_operators_read_and_write() -> None:
     a, b = torch.ones(10, 10), torch.ones(10, 10)
-    with Traffic() as traffic:
-        c = a + b
-        c.t()[3:].unsqueeze(0)
-        c.mul_(2.0)
-    assert traffic.count == 3 * 400 + 2 * 400  # reads two and writes one; then reads and writes one
+    one = torch.ones(1)
+    parameters = [torch.nn.Parameter(torch.ones(100)) for _ in range(2)]
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    for parameter in parameters:
+        parameter.grad = torch.ones(100)
+    optimizer.step()
+    cases = {
+        2 * 3 * 400: lambda: (a + b, a - b),
+        400 + 400: lambda: a.t()[3:].unsqueeze(0) is None or a.mul_(2.0),  # a view, then one that is read and written
+        400 + 400 + 0: lambda: a.copy_(b),
+        400: lambda: a.zero_(),
+        0: lambda: torch.empty_like(a),
+        4 + 400 + 400: lambda: one.expand(10, 10) + a,
+        3 * 400: lambda: torch._foreach_add_([a], [b]),
+        # Weights and both moments are read and written, gradients (which it may scale) too; and two counters of steps.
+        2 * (4 * 2 * 400 + 4 + 8): lambda: optimizer.step(),
+    }
+    for expected, work in cases.items():
+        with Traffic() as traffic:
+            work()
+        assert traffic.count == expected, expected
 
 
 def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:

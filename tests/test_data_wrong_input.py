@@ -420,3 +420,26 @@ def test_an_old_dataset_survives_a_packing_that_fails(tmp_path: Path) -> None:
         pack(MINE, tmp_path / "data", tmp_path / "in", Silent())
     assert open_packed(MINE, tmp_path / "data").digest == before.digest
     assert len(list((tmp_path / "data").iterdir())) == 3
+
+
+@pytest.mark.parametrize("harm", ["a damaged header", "cut in a header", "cut between members", "no end mark"])
+def test_no_image_of_a_damaged_tar_is_lost_without_a_word(harm: str, tmp_path: Path) -> None:
+    """tarfile alone takes each of these for the end of the archive."""
+    for number in range(20):
+        path = tmp_path / "in" / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted((tmp_path / "in").iterdir()):
+            tar.add(path, path.name)
+    with tarfile.open(archive) as tar:
+        starts = [member.offset for member in tar.getmembers()]
+    content = bytearray(archive.read_bytes())
+    if harm == "a damaged header":
+        content[starts[7] + 150] ^= 0xFF
+    size = {"cut in a header": starts[7] + 100, "cut between members": starts[7], "no end mark": starts[-1] + 1024}
+    archive.write_bytes(content[: size.get(harm)])
+    with pytest.raises(DataError, match=r"images\.tar: damaged archive \(.*header at byte \d+"):
+        pack(DataConfig(name="mine", size=8), tmp_path / "data", archive, Silent())
+    assert not list((tmp_path / "data").glob("*.json"))

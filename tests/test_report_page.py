@@ -33,6 +33,7 @@ from gantool.result_tables import flat, sweep_latex
 from gantool.results import Row, collect, grouped
 from gantool.sweep import merged, told_apart
 
+ENDINGS = ("csv", "jsonl", "md", "tex")
 AXES = {"augment": ["none", "basic"], "residual": ["no", "yes"]}
 ODD = ["<b onclick=\"alert(1)\">'x' & y</b>", "\U0001f600 {{ 7*7 }} </script>", "$\\alpha$ " + "long" * 50]
 
@@ -350,6 +351,8 @@ def test_classes_have_curves_where_snapshots_say_how_often_the_discriminator_was
     ):
         write(step, facts)  # none of them says it
     (folder / "step-00000050.safetensors").write_bytes(b"\xff" * 8 + b"{")
+    (folder / "step-00000051.safetensors").write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000)
+    write(52, {"accuracy": {"accuracy_real": [10**400], "accuracy_fake": [1e308]}, "data": {"classes": ["x"]}})
     run = read_run(plan.trials[0], ())
     expected = {"<cat>": {"accuracy_real": 0.5, "accuracy_fake": 0.25}, "dog": {"accuracy_fake": 1.0}}
     assert run.accuracy_history() == {10: expected} and run.per_class == {}
@@ -533,6 +536,18 @@ def test_values_of_configs_are_shown_as_they_are_written(tmp_path: Path) -> None
     (plan.folder / "sweep.json").write_text(json.dumps(value))
     text = page_of(load_trials(plan.folder)).text
     assert "n_dis: 1" in text and "n_dis: 2" in text and "odd: 1,0.0" in text and "odd: {}" in text
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_files_are_written_also_where_nobody_reads_the_table(form: str, tmp_path: Path) -> None:
+    plan = made_sweep(tmp_path, AXES, 1, num_grids=1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gantool", "report", str(plan.folder), "--format", form]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert {path.name for path in plan.folder.glob("re*")} == {"report.html", *(f"results.{e}" for e in ENDINGS)}
 
 
 def test_reports_of_what_is_not_there_overwrite_nothing(gantool: Gantool, tmp_path: Path) -> None:

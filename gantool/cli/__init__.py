@@ -14,7 +14,7 @@ import sys
 from gantool import container
 from gantool.cli import completion, run_verbs, sweep_verbs, tool_verbs
 from gantool.cli.program import FLAGS, app, complain
-from gantool.errors import EXIT_USAGE
+from gantool.errors import EXIT_FAILED, EXIT_USAGE
 
 VERBS = (run_verbs, sweep_verbs, tool_verbs)
 """In the order of `--help`."""
@@ -43,6 +43,9 @@ def main() -> None:
         follow(os.getppid())  # torchrun dies of signals that it does not know, like USR2, without a word to its ranks
     try:
         code = app(args=_flags_first(sys.argv[1:]), prog_name="gantool", standalone_mode=False)
+    except OSError as error:
+        complain("error", f"the output: {error.strerror or error}", "write it to another place")
+        code = EXIT_FAILED
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's, which typer imports or brings along, by its version
             raise

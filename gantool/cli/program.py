@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -204,9 +205,10 @@ def complain(kind: str, message: str, hint: str | None) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     style = "bold red" if kind == "error" else "bold yellow"
-    console.print(Text.assemble((f"{kind}: ", style), message))
-    for line in (hint or "").splitlines():
-        console.print(Text.assemble(("  hint: ", "bold"), line))
+    with contextlib.suppress(OSError, SystemExit):  # nobody hears it: the exit code says it too
+        console.print(Text.assemble((f"{kind}: ", style), message))
+        for line in (hint or "").splitlines():
+            console.print(Text.assemble(("  hint: ", "bold"), line))
 
 
 def terminal_progress() -> TerminalProgress:

@@ -95,8 +95,8 @@ def sweep(
         )
         if outcome.exit_code == EXIT_INTERRUPTED:
             progress.say("some runs go on elsewhere: run the same command again when they are done")
-    _print_results(plan, outcome.rows, form)
     _write_page(plan, outcome.rows)
+    _print_results(plan, outcome.rows, form)
     return outcome.exit_code
 
 
@@ -160,8 +160,8 @@ def _submit(
         return None
     with terminal_progress() as progress:
         rows, _ = verb.gather(plan, progress)
-    _print_results(plan, rows, form)
     _write_page(plan, rows)
+    _print_results(plan, rows, form)
     return EXIT_FAILED if {"failed", "diverged"} & set(counts) else None
 
 
@@ -333,13 +333,16 @@ def report(
         for note in plan.notes:
             progress.say(note)
         rows = collect(plan.trials, progress)
-    _print_results(plan, rows, form)
-    try:
+    failure = None
+    try:  # before the table is printed, whose reader may be gone: `gantool report DIR | head`
         with terminal_progress() as progress:
             write_results(plan, rows, progress)
         _write_page(plan, rows, price)
     except GantoolError as error:
-        raise GantoolError(error.message, f"{error.hint}; or choose another folder: --out FOLDER") from error
+        failure = GantoolError(error.message, f"{error.hint}; or choose another folder: --out FOLDER")
+    _print_results(plan, rows, form)
+    if failure:
+        raise failure
     return None
 
 

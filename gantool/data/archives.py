@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gantool.data.images import MAX_FILE_BYTES, Payload, UnreadableImage
 from gantool.errors import DataError
@@ -77,6 +78,22 @@ def is_tar(path: Path) -> bool:
         return False
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is whole: tarfile itself takes a damaged or missing one for the end of the archive, and the
+    images behind it would be lost without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Any:
+        """The next member; ReadError where there is none and the end mark is missing too."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            at = tarfile_.offset
+            raise tarfile.ReadError(f"{error} at byte {at} of the archive as it is unpacked") from error
+
+
 class _ToldFile(io.FileIO):
     """A file to read, front to back; `progress` hears how many MB of it have been read, and at the end of the block
     that it has ended."""
@@ -103,7 +120,7 @@ class _ToldFile(io.FileIO):
 def reading_tar(path: Path, progress: Progress | None = None) -> Iterator[tarfile.TarFile]:
     """The opened archive; what goes wrong while reading it is a DataError."""
     try:
-        with _ToldFile(path, progress or Silent()) as file, tarfile.open(fileobj=file) as archive:
+        with _ToldFile(path, progress or Silent()) as file, tarfile.open(fileobj=file, tarinfo=_Member) as archive:
             yield archive
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: damaged archive ({error})", "get the file again") from error

@@ -23,6 +23,8 @@ def open_source(data: DataConfig, path: Path, progress: Progress) -> Source:
     try:
         if path.stat() and path.is_file():
             path.open("rb").close()
+        elif not path.is_dir():
+            raise DataError(f"{path}: neither a file nor a folder", "give the folder or archive of the images")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", "check the path of --source") from error
     if data.name == "celeba":

@@ -14,7 +14,7 @@ from gantool import files
 from gantool.config.schema import digest_of
 from gantool.errors import GantoolError
 from gantool.manifest import Trial
-from gantool.results import Row
+from gantool.results import MOST, Row
 
 _MOST_ROWS = 2000  # of a journal that are read
 _BINS = 150  # points of a curve
@@ -260,9 +260,9 @@ def _accuracies(snapshot: Path) -> dict[str, dict[str, float]]:
             name: {key: values[number] for key, values in rows.items()}
             for number, name in enumerate(facts["data"]["classes"])
         }
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return _classes(classes)
+    return {name: row for name, row in _classes(classes).items() if row}
 
 
 def _grids(folder: Path) -> dict[int, Path]:
@@ -278,5 +278,5 @@ def _list(value: Any) -> list[Any]:
 
 
 def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and -MOST < value < MOST
     return float(value) if good else None

@@ -25,6 +25,7 @@ _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX*"
 _WIDTH = 9.2  # inches, of a whole figure
 _FEW = 6  # points of a line that get markers
+_MOST_CLASSES = 40  # that get a line each
 _HEADROOM = 0.3  # of the height of a panel of interactions, for its legend
 
 
@@ -114,13 +115,17 @@ def classes_figure(history: dict[int, dict[str, dict[str, float]]], title: str) 
     """How often the discriminator is right in each class against steps: on real images, and on generated ones."""
     with _figure(2, 2.5, f"accuracy of the discriminator by class, {title}", 2, quick=True) as (panels, done):
         for panel, key, label in zip(panels, ("accuracy_real", "accuracy_fake"), ("real", "generated"), strict=True):
-            for name in dict.fromkeys(name for rows in history.values() for name in rows):
+            names = dict.fromkeys(name for rows in history.values() for name in rows)
+            for name in names if len(names) <= _MOST_CLASSES else ():
                 points = [(step, rows[name][key]) for step, rows in history.items() if key in rows.get(name, {})]
                 if points:
                     panel.plot(*zip(*points, strict=True), color=_COLORS[0], linewidth=0.7, alpha=0.45)
             values = {step: [row[key] for row in rows.values() if key in row] for step, rows in history.items()}
             means = [(step, sum(found) / len(found)) for step, found in values.items() if found]
             if means:
+                if len(names) > _MOST_CLASSES:
+                    ranges = [(step, min(found), max(found)) for step, found in values.items() if found]
+                    panel.fill_between(*zip(*ranges, strict=True), color=_COLORS[0], alpha=0.2, label="all classes")
                 panel.plot(*zip(*means, strict=True), color=_COLORS[1], linewidth=1.6, label="mean of the classes")
             panel.set_ylabel(f"accuracy of D, {label}")
             panel.set_ylim(-0.03, 1.03)
