@@ -129,6 +129,17 @@ def test_grids_of_runs_that_go_on_the_latest_first(done_run: Path) -> None:
     assert newest_grids(statuses[1:2]) == [newest] and newest_grids([statuses[1], statuses[3]]) == []
 
 
+@pytest.mark.parametrize("width", [40, 70, 120])
+def test_a_table_is_folded_to_the_width_and_whole(width: int, done_run: Path) -> None:
+    code, said = on_terminal(width, "-q", "status", done_run)
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said).replace("\r", "").splitlines()]
+    rows = lines[: next(index for index, line in enumerate(lines) if line.startswith("1 run"))]
+    assert code == 0 and max(map(len, rows)) <= width
+    assert done_run.name in "".join(row[: len(done_run.name)].split(" ")[0] for row in rows[1:])
+    headers = " ".join(rows).split()
+    assert {"done", "40"} <= set(headers)
+
+
 def test_where_nothing_can_be_drawn(gantool: Gantool, done_run: Path, tmp_path: Path) -> None:
     piped = gantool("sample", "--ckpt", done_run, "--show", "--out", tmp_path / "x.png")
     assert piped.returncode == 2 and "stdout is no terminal" in piped.stderr and not (tmp_path / "x.png").exists()
