@@ -9,8 +9,6 @@ both; a ratio is the median over the pairs.
 from __future__ import annotations
 
 import functools
-import itertools
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -21,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from gantool.config.schema import RunConfig
+from gantool.counts import flop_and_traffic
 from gantool.data.pack import PackedDataset, open_packed
 from gantool.errors import GantoolError
 from gantool.interrupts import Interrupts
@@ -293,79 +289,8 @@ def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
 
 def _counts(trainer: Trainer) -> tuple[int, int]:
     """Floating point operations, and bytes of traffic, of a step."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_conv_backward})
-    traffic = Traffic()
-    with traffic, counter, trainer.players.graphs.off():
-        trainer.train_step()
-    return int(counter.get_total_flops()), traffic.count
-
-
-def _of_conv_backward(
-    gradient: list[int],
-    x: list[int],
-    weight: list[int],
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    _output_padding: Any,
-    _groups: int,
-    wanted: list[bool],
-    out_shape: Any,
-) -> int:
-    """Of shapes; torch's own count takes no notice of groups. Each gradient costs what the forward pass does."""
-    pixels = math.prod((x if transposed else gradient)[2:])
-    return 2 * x[0] * pixels * math.prod(weight) * sum(wanted[:2])
-
-
-_WRITTEN_ONLY = ("copy_", "zero_", "fill_", "_foreach_copy_", "_foreach_zero_")
-_ONLY_ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-
-
-class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that operators read and write; views, and memory that is only allocated, move nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the operator, and count."""
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        schema, name = func._schema, func._schema.name.partition("::")[2]
-        is_view = any(one.alias_info is not None for one in schema.returns) and not schema.is_mutable
-        if is_view or name in _ONLY_ALLOCATE:
-            return out
-        for argument, value in itertools.zip_longest(schema.arguments, args):
-            if argument is None:
-                break
-            size = _bytes(kwargs.get(argument.name) if value is None else value)
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            self.count += size * ((written + (name not in _WRITTEN_ONLY)) if written else 1)
-        results = out if isinstance(out, tuple) else (out,)
-        for one, value in zip(schema.returns, results, strict=False):
-            self.count += _bytes(value) if one.alias_info is None else 0
-        return out
-
-
-def _bytes(value: Any) -> int:
-    """Of the tensors in it; what is repeated by a stride of 0 counts once."""
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-    return sum(
-        t.element_size() * math.prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride)
-        for t in tensors
-        if t.layout is torch.strided and t.numel()
-    )
-
-
-def _ceiling_bytes(device: torch.device) -> float:
-    """Bytes a second of the copy of a large tensor, read and written, the best of some."""
-    one = torch.zeros(2**26 * (4 if device.type == "cuda" else 1), device=device)
-    other = torch.empty_like(one)
-    best = min(_seconds(device, lambda: other.copy_(one)) for _ in range(8))
-    return 2.0 * one.nbytes / best
+    with trainer.players.graphs.off():
+        return flop_and_traffic(trainer.train_step)
 
 
 def _ceiling(trainer: Trainer) -> float:
@@ -377,6 +302,14 @@ def _ceiling(trainer: Trainer) -> float:
     with trainer.players.arithmetic():
         best = min(_seconds(device, lambda: a @ b) for _ in range(8))
     return float(2 * size**3) / best
+
+
+def _ceiling_bytes(device: torch.device) -> float:
+    """Bytes a second of the copy of a large tensor, read and written, the best of some."""
+    one = torch.zeros(2**26 * (4 if device.type == "cuda" else 1), device=device)
+    other = torch.empty_like(one)
+    best = min(_seconds(device, lambda: other.copy_(one)) for _ in range(8))
+    return 2.0 * one.nbytes / best
 
 
 def _trainer_steps(trainer: Trainer, steps: int) -> Callable[[], None]:

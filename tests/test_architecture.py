@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
     {"config", "errors", "files", "progress", "randomness", "container", "driver", "revision"},
     {"models", "custom", "losses", "penalties", "data", "metrics"}
-    | {"optimizers", "runtime", "precision", "graphs", "runs", "interrupts", "launch", "cluster"},
+    | {"optimizers", "runtime", "precision", "graphs", "counts", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
     {"train", "train_scores", "tracking", "evaluate", "bench", "doctor"},

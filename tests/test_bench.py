@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Gantool
-from torch.utils.flop_counter import FlopCounterMode
 
-from gantool.bench import Traffic, _of_conv_backward, bench
+from gantool.bench import bench
 from gantool.config.loader import load_run_config
+from gantool.counts import flop_and_traffic
 from gantool.data.pack import ensure_packed
 from gantool.progress import Silent
 
@@ -43,17 +43,10 @@ def test_grouped_convolutions_count_their_groups_forward_and_backward() -> None:
         kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
         conv = kind(8, 12, 4, stride=2, padding=1, groups=4)
         x = torch.randn(3, 8, 6, 6, requires_grad=True)
-        mapping = {torch.ops.aten.convolution_backward: _of_conv_backward}
-        counts = []
-        for wanted in (False, True):
-            counter = FlopCounterMode(display=False, custom_mapping=mapping)
-            with counter:
-                out = conv(x)
-                if wanted:
-                    out.sum().backward()
-            counts.append(counter.get_total_flops())
+        forward, _ = flop_and_traffic(lambda conv=conv, x=x: conv(x))
+        both, _ = flop_and_traffic(lambda conv=conv, x=x: conv(x).sum().backward())
         pixels = 36 if transposed else 9  # each meets 4x4 weights of 2 channels for 12 outputs, or of 8 for 3
-        assert counts == [2 * 3 * pixels * 16 * 24, 3 * 2 * 3 * pixels * 16 * 24]
+        assert [forward, both] == [2 * 3 * pixels * 16 * 24, 3 * 2 * 3 * pixels * 16 * 24]
 
 
 def test_traffic_is_what_operators_read_and_write() -> None:
@@ -76,9 +69,7 @@ def test_traffic_is_what_operators_read_and_write() -> None:
         2 * (4 * 2 * 400 + 4 + 8): lambda: optimizer.step(),
     }
     for expected, work in cases.items():
-        with Traffic() as traffic:
-            work()
-        assert traffic.count == expected, expected
+        assert flop_and_traffic(work) == (0, expected)
 
 
 def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
