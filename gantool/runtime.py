@@ -251,8 +251,25 @@ def peak_megabytes(device: torch.device) -> float:
 def return_large_blocks() -> None:
     """Let glibc give freed blocks of a megabyte and more back at once. Else it keeps blocks of up to 32 MB for later,
     and scores, which use many sizes once, hold twice the memory (12,000 images with KID: 1.2 instead of 0.6 GB)."""
+    _tell_glibc({_MMAP_THRESHOLD: 2**20, _MMAP_MAX: 2**16, _TRIM_THRESHOLD: 2**17}, trim=True)
+
+
+def keep_freed_blocks() -> None:
+    """Let glibc keep what is freed. The steps of a training on the CPU use the same sizes again and again; else the
+    kernel clears the memory of their feature maps anew each time (tests/benchmarks/freed_blocks.py)."""
+    _tell_glibc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}, trim=False)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # M_... of malloc.h
+
+
+def _tell_glibc(options: dict[int, int], trim: bool) -> None:
     with contextlib.suppress(OSError, AttributeError):  # another libc
-        ctypes.CDLL("libc.so.6").mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in options.items():
+            libc.mallopt(option, value)
+        if trim:
+            libc.malloc_trim(0)
 
 
 def choose_device(wanted: str) -> torch.device:

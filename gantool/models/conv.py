@@ -26,6 +26,7 @@ from gantool.models.layers import (
     with_class,
 )
 from gantool.models.resampling import Doubling, Halving, doubled_conv
+from gantool.models.winograd import Conv3x3
 
 
 class UpConv(nn.Module):
@@ -33,11 +34,7 @@ class UpConv(nn.Module):
 
     def __init__(self, kind: str, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
-        self.conv: nn.Module = (
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-            if kind == "nearest"
-            else Doubling(inputs, outputs, bias)
-        )
+        self.conv: nn.Module = Conv3x3(inputs, outputs, bias) if kind == "nearest" else Doubling(inputs, outputs, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, inputs, H, W] -> [B, outputs, 2H, 2W]."""
@@ -64,7 +61,7 @@ class UpBlock(nn.Module):
             UpConv(config.upsample, inputs, outputs, bias),
             norm_layer(config.norm, outputs),
             activation(config.activation),
-            nn.Conv2d(outputs, outputs, 3, padding=1),
+            Conv3x3(outputs, outputs),
         )
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
 
@@ -135,7 +132,7 @@ class DownBlock(nn.Module):
         head: list[nn.Module] = [] if first else [norm_layer(config.norm, inputs), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(
             *head,
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=config.norm == "none"),
+            Conv3x3(inputs, outputs, bias=config.norm == "none"),
             norm_layer(config.norm, outputs),
             nn.LeakyReLU(0.2),
             Halving(outputs, outputs),

@@ -9,8 +9,8 @@ convolving with w and then averaging 2x2 pixels is a convolution with the same k
 computed from the weight in each pass, so parameters, gradients of any order, spectral norms and files are those of the
 plain form, and numbers agree up to rounding.
 
-A 4x4 convolution with stride 2, or its transpose, becomes one product of matrices where the small side has few pixels:
-there the library spends its time on the layout of the weights.
+A 4x4 convolution with stride 2, or its transpose, becomes one product of matrices in mixed precision where the small
+side has few pixels: there the library spends its time on the layout of the weights.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def rewritten(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _wanted[0] = before
+
+
+def rewrites_wanted() -> bool:
+    """What `rewritten` said last."""
+    return _wanted[0]
 
 
 def doubled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -68,8 +73,7 @@ def pooled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     float [B, C, 2H, 2W] -> [B, D, H, W].
     """
-    pays = _pays(conv, x.shape[2]) or _pays_as_product(conv.weight, x.shape[2] * x.shape[3] // 4)
-    return strided_pooled(x, conv) if pays else F.avg_pool2d(conv(x), 2)
+    return strided_pooled(x, conv) if _pays(conv, x.shape[2], least=8) else F.avg_pool2d(conv(x), 2)
 
 
 def strided_pooled(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -125,12 +129,9 @@ def doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _pays_as_product(weight: Tensor, pixels: int) -> bool:
     """Whether the product of matrices is faster where the small side has so many pixels (see `_pays`)."""
-    if not _wanted[0] or weight.device.type != "cpu":
-        return False
     size = weight.shape[0] * weight.shape[1]
-    if torch.is_autocast_enabled("cpu"):
-        return (pixels <= 16 and size >= 2**13) or (pixels <= 64 and size >= 2**15)
-    return pixels <= 16 and size >= 2**16
+    on_cpu = _wanted[0] and weight.device.type == "cpu"
+    return on_cpu and torch.is_autocast_enabled("cpu") and pixels <= 16 and size >= 2**13
 
 
 def _cast(x: Tensor) -> Tensor:
@@ -191,8 +192,8 @@ def _overlap(taps: Tensor, out: Tensor, axis: int) -> None:
 
 def _pays(conv: nn.Conv2d, size: int, least: int = 16) -> bool:
     """Whether the strided form is faster where the large side has size x size pixels. A rule from measurements
-    (tests/benchmarks/resampling.py) and no measurement at run time, so that a run has the same bits on each machine of
-    a kind."""
+    (tests/benchmarks/convolutions.py) and no measurement at run time, so that a run has the same bits on each machine
+    of a kind."""
     return _wanted[0] and conv.weight.device.type == "cpu" and size >= least
 
 

@@ -27,6 +27,7 @@ from gantool.models.layers import (
     norm_layer,
 )
 from gantool.models.resampling import bilinear, doubled_conv, pooled_conv
+from gantool.models.winograd import Conv3x3
 
 
 def doubled(x: Tensor, kind: str) -> Tensor:
@@ -42,8 +43,7 @@ class UpBlock(nn.Module):
         super().__init__()
         self.upsample = upsample
         self.norm1, self.norm2 = norm(inputs), norm(outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv1, self.conv2 = Conv3x3(inputs, outputs), Conv3x3(outputs, outputs)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -64,8 +64,7 @@ class DownBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, halve: bool, first: bool = False) -> None:
         super().__init__()
         self.halve, self.first = halve, first
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv1, self.conv2 = Conv3x3(inputs, outputs), Conv3x3(outputs, outputs)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gantool.config.networks import SnganCnnDiscriminator, base_size
 from gantool.models.layers import Head, add_spectral_norm, initialise
 from gantool.models.resampling import Halving
+from gantool.models.winograd import Conv3x3
 
 SLOPE = 0.1
 
@@ -26,9 +27,9 @@ class Discriminator(nn.Module):
         widths = [min(config.width << i, config.max_width) for i in range(halvings + 1)]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(widths)):
-            layers += [nn.Conv2d(a if i else channels, a, 3, padding=1), nn.LeakyReLU(SLOPE)]
+            layers += [Conv3x3(a if i else channels, a), nn.LeakyReLU(SLOPE)]
             layers += [Halving(a, b), nn.LeakyReLU(SLOPE)]
-        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.LeakyReLU(SLOPE)]
+        layers += [Conv3x3(widths[-1], widths[-1]), nn.LeakyReLU(SLOPE)]
         self.body = nn.Sequential(*layers)
         self.linear = Head(widths[-1] * base**2, config.condition, num_classes)
         initialise(self, "normal" if config.spectral_norm else "he", nn.init.calculate_gain("leaky_relu", SLOPE))

@@ -1,12 +1,12 @@
-"""Forward and backward of convolutions that change the size, in two forms that take turns.
+"""Forward and backward of convolutions in two forms that take turns.
 
-    python tests/benchmarks/resampling.py [--batch 64] [--rounds 9] [--threads 2] [--device cpu]
+    python tests/benchmarks/convolutions.py [--batch 64] [--rounds 9] [--threads 2] [--device cpu]
 
 doubled, pooled: a 3x3 convolution beside a change of size, against one strided convolution (which may in turn be a
 product, by the rules of a training). doubling, halving: a 4x4 convolution with stride 2, against a product of matrices
-(on CPUs). A ratio is the time of the first form over that of the second, median of the rounds; `models/resampling.py`
-takes the second where these are above 1. Sizes are those of the feature map on the large side; a doubling halves the
-channels, a halving doubles them.
+(on CPUs). same: a 3x3 convolution against `models/winograd.py` (on CPUs, in float32). A ratio is the time of the first
+form over that of the second, median of the rounds; the networks take the second where these are above 1. Sizes are
+those of the feature map on the large side; a doubling halves the channels, a halving doubles them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from torch import Tensor, nn
 
 from gantool.models import resampling
 from gantool.models.resampling import Doubling, Halving, rewritten
+from gantool.models.winograd import winograd
+from gantool.runtime import keep_freed_blocks
 
 Form = Callable[[Tensor], Tensor]
+CHANNELS = {"same": (64, 128, 256), **dict.fromkeys(("doubled", "pooled"), (16, 64, 256))}
+CHANNELS |= dict.fromkeys(("doubling", "halving"), (64, 128, 256, 512))
 
 
 def seconds(form: Form, conv: nn.Module, x: Tensor, bfloat16: bool) -> float:
@@ -40,6 +44,9 @@ def seconds(form: Form, conv: nn.Module, x: Tensor, bfloat16: bool) -> float:
 
 def forms(name: str, channels: int) -> tuple[nn.Module, Form, Form]:
     """The layer, and how it is computed in both forms."""
+    if name == "same":
+        conv = nn.Conv2d(channels, channels, 3, padding=1)
+        return conv, conv, lambda x: winograd(x, conv.weight, conv.bias)
     if name in ("doubled", "pooled"):
         conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         if name == "doubled":
@@ -71,11 +78,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.device == "cpu":
+        keep_freed_blocks()  # as in a training
     print("form     channels  size  float32  bfloat16")
-    for name in ("doubled", "pooled", "doubling", "halving"):
-        if given.device != "cpu" and name in ("doubling", "halving"):
+    for name in ("same", "doubled", "pooled", "doubling", "halving"):
+        if given.device != "cpu" and name in ("same", "doubling", "halving"):
             continue
-        for channels in (64, 128, 256, 512) if name in ("doubling", "halving") else (16, 64, 256):
+        for channels in CHANNELS[name]:
             for size in (8, 16, 32):
                 conv, *both = forms(name, channels)
                 conv = conv.to(given.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,7 +93,7 @@ def main() -> None:
                 x = torch.randn(given.batch, inputs, side, side, device=given.device)
                 x = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
                 ratios: list[str] = []
-                for bfloat16 in (False, True):
+                for bfloat16 in (False, True) if name != "same" else (False,):
                     found = []
                     for number in range(given.rounds + 2):
                         pair = [seconds(form, conv, x, bfloat16) for form in both]
