@@ -41,7 +41,7 @@ class Conv3x3(nn.Conv2d):
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """float [B, C, H, W] convolved with weight [D, C, 3, 3], padding 1 -> [B, D, H, W]; H and W multiples of 4."""
     out: Tensor = _Convolution.apply(x, weight)
-    return out if bias is None else out + bias[:, None, None]
+    return out if bias is None else out.add_(bias[:, None, None])
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
@@ -103,17 +103,17 @@ def _convolved(x: Tensor, weight: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     outputs, down, across = len(weight), height // OUT, width // OUT
     kernel = (_of_kernel(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(WINDOW**2, channels, outputs)
-    out = x.new_empty(batch, height, width, outputs)
+    out = torch.empty(batch, outputs, height, width, dtype=x.dtype, memory_format=torch.channels_last)
     for images in _parts(x):
         windows = _changed_windows(x[images])
         products = _kept("products", x, WINDOW**2, windows.shape[1], outputs)
         torch.bmm(windows, kernel, out=products)
-        taken = out[images].view(-1, down, OUT, across, OUT, outputs)
+        taken = out[images].permute(0, 2, 3, 1).unflatten(2, (across, OUT)).unflatten(1, (down, OUT))
         columns = products.view(WINDOW, WINDOW, len(taken), down, across, outputs)
         rows = _kept("rows", x, OUT, *columns.shape[1:])
         _to_pixels(columns, rows)
         _to_pixels(rows.transpose(0, 1), taken.permute(4, 2, 0, 1, 3, 5))
-    return out.permute(0, 3, 1, 2)
+    return out
 
 
 def _weight_gradient(x: Tensor, slope: Tensor) -> Tensor:
