@@ -8,6 +8,7 @@ both; a ratio is the median over the pairs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import statistics
@@ -28,7 +29,7 @@ from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
 from gantool.progress import Progress, Silent, counted
 from gantool.runs import RunDirectory
-from gantool.runtime import Runtime, peak_megabytes
+from gantool.runtime import Runtime, freed_blocks, peak_megabytes
 from gantool.train import Trainer
 
 _CEILING_SIZE = 2048
@@ -124,11 +125,12 @@ def bench(
     """Time `rounds` turns of `steps` steps of each contender, after one turn to warm up; `plain`: also the trainer
     without rewrites in float32. Under several ranks each calls this."""
     before = peak_megabytes(torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         settings = config.runtime.model_copy(update={"runs_dir": folder, "trackers": ()})
         config = config.model_copy(update={"runtime": settings})
         runtime = Runtime(settings)
         device = runtime.device
+        stack.enter_context(freed_blocks(kept=True, device=device))
         total = rounds + 5  # besides: building, warming up twice, where the time goes, what the machine can do
         progress.step("bench", 0, total)
         trainer = _trainer(config, data, runtime, Path(folder))

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def flop_and_traffic(work: Callable[[], object]) -> tuple[int, int]:
     """(floating point operations of convolutions and matrix products, a multiplication and an addition counting as 2;
     bytes that all operators read and write, each for itself) of `work`, which is done once."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_conv_backward})
+    counter = _counter_of_torch()(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_conv_backward}
+    )
     traffic = _Traffic()
     with traffic, counter:
         work()
     return int(counter.get_total_flops()), traffic.count
+
+
+def _counter_of_torch() -> Any:
+    """The class FlopCounterMode. It, and torch's compiler that the first count loads, are loaded without triton, which
+    neither needs here: where triton has been loaded, a process may end with fifty lines about its leaks."""
+    log, absent = logging.getLogger("torch.utils.flop_counter"), "triton" not in sys.modules
+    if absent:
+        sys.modules["triton"] = None  # type: ignore[assignment]
+    log.disabled = True  # it warns that triton is not there
+    try:
+        import torch._dynamo  # noqa: F401
+        from torch.utils.flop_counter import FlopCounterMode
+    finally:
+        log.disabled = False
+        if absent:
+            del sys.modules["triton"]
+    return FlopCounterMode
 
 
 def _of_conv_backward(
@@ -66,7 +86,7 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 break
             size = _bytes(kwargs.get(argument.name) if value is None else value)
             written = argument.alias_info is not None and argument.alias_info.is_write
-            self.count += size * ((written + (name not in _WRITTEN_ONLY)) if written else 1)
+            self.count += size * (2 if written and not argument.is_out and name not in _WRITTEN_ONLY else 1)
         results = out if isinstance(out, tuple) else (out,)
         for one, value in zip(schema.returns, results, strict=False):
             self.count += _bytes(value) if one.alias_info is None else 0

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -257,7 +257,21 @@ def return_large_blocks() -> None:
 def keep_freed_blocks() -> None:
     """Let glibc keep what is freed. The steps of a training on the CPU use the same sizes again and again; else the
     kernel clears the memory of their feature maps anew each time (tests/benchmarks/freed_blocks.py)."""
-    _tell_glibc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}, trim=False)
+    _tell_glibc({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}, trim=False)
+
+
+@contextlib.contextmanager
+def freed_blocks(kept: bool, device: torch.device) -> Iterator[None]:
+    """Within, freed memory is kept (see `keep_freed_blocks`) or given back, and afterwards the other; with a GPU, which
+    has the feature maps, it is left to glibc."""
+    policies = (keep_freed_blocks, return_large_blocks) if kept else (return_large_blocks, keep_freed_blocks)
+    if device.type == "cpu":
+        policies[0]()
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            policies[1]()
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # M_... of malloc.h

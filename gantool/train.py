@@ -34,7 +34,7 @@ from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Part, Progress
 from gantool.runs import Journal, RunBusy, RunDirectory, eval_digest, find_snapshot
-from gantool.runtime import Runtime, keep_freed_blocks, return_large_blocks
+from gantool.runtime import Runtime, freed_blocks
 from gantool.state import State
 from gantool.tracking import start_trackers, track_grid, track_score
 from gantool.train_scores import Scorer, ScoresInTraining
@@ -60,12 +60,8 @@ def train(
     """
 
     def frugal(snapshot: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        return_large_blocks()
-        try:
+        with freed_blocks(kept=False, device=runtime.device):
             return score(snapshot, stop)
-        finally:
-            if runtime.device.type == "cpu":
-                keep_freed_blocks()
 
     with contextlib.ExitStack() as stack:
         refused = None
@@ -88,7 +84,7 @@ def train(
                     custom.keep(config, run.path / "code")
                 custom.remember(run.path / "code")
                 trainer = Trainer(run, config, data, runtime, interrupts, progress, frugal)
-            with custom.words_to_stderr():
+            with custom.words_to_stderr(), freed_blocks(kept=True, device=runtime.device):
                 trainer.run_to_end()
         if left:
             last = find_snapshot(run.path)
@@ -98,7 +94,7 @@ def train(
             found: list[dict[str, Any] | None] = [None]
 
             def at_last() -> None:
-                found[0] = frugal(last, lambda: bool(interrupts.pending())) if config.eval else None
+                found[0] = score(last, lambda: bool(interrupts.pending())) if config.eval else None
 
             with _cause_in_status(run, runtime, total, total):
                 runtime.on_all(at_last)
@@ -175,8 +171,6 @@ class Trainer:
         }
         if config.eval and config.eval.every:
             self.every["score"] = self._steps(config.eval.every)
-        if runtime.device.type == "cpu":
-            keep_freed_blocks()
         self.state = State(config, runtime.device, self.num_classes)
         real = RealImages(
             images, config.augment, config.seed, config.batch, runtime.device, runtime.rank, runtime.num_ranks,

@@ -86,6 +86,7 @@ def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
     parts = found["flop_per_step"] / found["ceiling_flops"], found["traffic_per_step"] / found["ceiling_bytes"]
     assert found["floor_seconds"] == pytest.approx(max(parts)) and min(parts) > 0
     assert (found["device"], found["ranks"], found["threads"]) == ("cpu", 1, 1)
+    assert "leaked" not in done.stderr  # triton's, if it was loaded
 
 
 def test_ranks_do_the_arithmetic_of_one_together(gantool: Gantool, tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""50 steps of the trainer, with all that makes it fast, against a loop as one writes it in a notebook."""
+"""50 steps of the trainer, convolutions in their other forms, against a loop as one writes it in a notebook."""
 
 from __future__ import annotations
 
@@ -44,9 +44,13 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], T
 }
 
 
-@pytest.mark.parametrize("settings", [DCGAN, WGAN_GP], ids=["dcgan", "wgan-gp"])
+@pytest.mark.parametrize(
+    ("settings", "forms"),
+    [(DCGAN, {"forward"}), (WGAN_GP, {"_with_box", "_convolved", "forward"})],
+    ids=["dcgan", "wgan-gp"],
+)
 def test_50_steps_are_those_of_a_plain_loop(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], forms: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In float64: 50 steps make of the roundings of float32 whatever they like.
     monkeypatch.setattr(Players, "call", lambda self, network, inputs, labels: network(inputs))
@@ -63,8 +67,12 @@ def test_50_steps_are_those_of_a_plain_loop(
     config, state = fast.config, fast.state
     for module, rule in ((resampling, "_pays_as_product"), (winograd, "_pays")):
         monkeypatch.setattr(module, rule, lambda *_: resampling.rewrites_wanted())
+    used = set()
+    for module, name in ((resampling, "_with_box"), (winograd, "_convolved"), (resampling._Columns, "forward")):
+        form = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=form: used.add(n) or f(*a))
 
-    # Plain: own copies, each image in a pass of its own, torch's Adam, nothing frozen, nothing shared.
+    # Plain: own copies, real and generated images in passes of their own, torch's Adam, nothing frozen, nothing shared.
     generator, discriminator, average = (copy.deepcopy(n) for n in (state.generator, state.discriminator, state.ema))
     of_generator, of_discriminator = (
         torch.optim.Adam(network.parameters(), lr=5e-4, betas=(0.5, 0.9)) for network in (generator, discriminator)
@@ -113,3 +121,4 @@ def test_50_steps_are_those_of_a_plain_loop(
     for ours, plain in pairs:
         for name, value in plain.named_parameters():
             torch.testing.assert_close(ours.get_parameter(name), value, rtol=1e-6, atol=1e-8)
+    assert used == forms

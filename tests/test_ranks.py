@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Gantool, start
-from test_resume import PRODUCTS, REWRITES, journal_step, sets, train_whole, wait_for
+from test_resume import PRODUCTS, REWRITES, WINOGRAD, journal_step, sets, train_whole, wait_for
 
 from gantool import checkpoint
 
@@ -41,6 +41,7 @@ CASES = {
     "mlp": (MLP, 1e-4),
     "rewrites": ((*REWRITES, "steps=20"), 1e-5),
     "products": ((*PRODUCTS, "steps=20"), 1e-2),
+    "winograd": ((*WINOGRAD, "batch=64", "steps=8"), 1e-3),
     "reused": (("reuse_fakes=true", "generator.norm=none", "discriminator.norm=none", "steps=20"), 1e-5),
 }
 

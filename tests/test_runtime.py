@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import sys
 
@@ -28,6 +27,7 @@ for policy in ("return_large_blocks", "keep_freed_blocks", "return_large_blocks"
     getattr(runtime, policy)()
     faults()
     blocks = [torch.ones(5_000_000) for _ in range(10)]
+    above = torch.ones(1_000)
     del blocks
     found += [faults(), resident()]
 print(*found)
@@ -38,6 +38,5 @@ print(*found)
 def test_freed_memory_is_kept_between_steps_and_given_back_for_scores() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     faults, resident = [[int(number) for number in done.stdout.split()][i::2] for i in (0, 1)]
-    pages = 10 * 20_000_000 // resource.getpagesize()
-    assert faults[1] < 100 and faults[0] > pages / 20  # the last may be large pages
+    assert faults[0] > 20 * max(faults[1], 1)
     assert resident[1] > resident[0] + 150e6 and resident[2] < resident[0] + 30e6

@@ -117,8 +117,7 @@ class RuntimeConfig(Model):
     checkpoint_every: Duration = 1000
     """Interval of the checkpoints (full state); the last two are kept."""
     rewrites: bool = True
-    """Train with convolutions that change the size in the form that is fastest, as one strided convolution or as a
-    product of matrices; the same numbers up to rounding."""
+    """Train on CPUs with convolutions in the form that is fastest; the same numbers up to rounding."""
     cuda_graphs: bool = False
     """On a GPU, record the updates once and launch their kernels all at once: for small networks, whose time goes into
     launching. Where that cannot be, a line says so."""

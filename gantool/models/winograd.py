@@ -24,6 +24,7 @@ from gantool.models.resampling import rewrites_wanted
 
 OUT, WINDOW = 4, 6  # pixels of output, and of input, that one tile has along an axis
 _NUMBERS_AT_ONCE = 2**21  # of changed windows, 8 MB in float32; half and twice as many were no faster
+_MOST_OF_AN_IMAGE = 2**23
 
 
 class Conv3x3(nn.Conv2d):
@@ -34,12 +35,14 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
-        weight = self.weight
-        return winograd(input, weight, self.bias) if _pays(input, weight) else super().forward(input)
+        weight = self.weight  # once: it may be computed, by a spectral norm
+        form = winograd if _pays(input, weight) else self._conv_forward
+        return form(input, weight, self.bias)
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """float [B, C, H, W] convolved with weight [D, C, 3, 3], padding 1 -> [B, D, H, W]; H and W multiples of 4."""
+    """float [B, C, H, W] convolved with weight [D, C, 3, 3], padding 1 -> [B, D, H, W]; B at least 1, H and W multiples
+    of 4."""
     out: Tensor = _Convolution.apply(x, weight)
     return out if bias is None else out.add_(bias[:, None, None])
 
@@ -58,7 +61,13 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and width % OUT == 0
         and min(inputs, outputs) >= 128
         and len(x) * height * width * inputs >= 2**20
+        and _numbers(height * width * max(inputs, outputs)) <= _MOST_OF_AN_IMAGE
     )
+
+
+def _numbers(pixels: int) -> int:
+    """How many the windows of so many pixels, times channels, become."""
+    return pixels * WINDOW**2 // OUT**2
 
 
 class _Convolution(torch.autograd.Function):
@@ -104,11 +113,11 @@ def _convolved(x: Tensor, weight: Tensor) -> Tensor:
     outputs, down, across = len(weight), height // OUT, width // OUT
     kernel = (_of_kernel(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(WINDOW**2, channels, outputs)
     out = torch.empty(batch, outputs, height, width, dtype=x.dtype, memory_format=torch.channels_last)
-    for images in _parts(x):
+    for images in _parts(x, max(channels, outputs)):
         windows = _changed_windows(x[images])
         products = _kept("products", x, WINDOW**2, windows.shape[1], outputs)
         torch.bmm(windows, kernel, out=products)
-        taken = out[images].permute(0, 2, 3, 1).unflatten(2, (across, OUT)).unflatten(1, (down, OUT))
+        taken = out[images].permute(0, 2, 3, 1).view(-1, down, OUT, across, OUT, outputs)
         columns = products.view(WINDOW, WINDOW, len(taken), down, across, outputs)
         rows = _kept("rows", x, OUT, *columns.shape[1:])
         _to_pixels(columns, rows)
@@ -120,16 +129,16 @@ def _weight_gradient(x: Tensor, slope: Tensor) -> Tensor:
     """float [B, C, H, W] and the gradient by the output [B, D, H, W] -> gradient by the weight [D, C, 3, 3]."""
     channels, outputs = x.shape[1], slope.shape[1]
     total = x.new_zeros(WINDOW**2, channels, outputs)
-    for images in _parts(x):
+    for images in _parts(x, max(channels, outputs)):
         windows = _changed_windows(x[images])
         torch.baddbmm(total, windows.transpose(1, 2), _changed_slope(slope[images]), out=total)
     found = _of_kernel(x).t() @ total.view(WINDOW**2, -1)
     return found.view(3, 3, channels, outputs).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _parts(x: Tensor) -> Iterator[slice]:
-    """Images of x that are taken at once, about equally many each time."""
-    most = max(1, _NUMBERS_AT_ONCE * OUT**2 // (WINDOW**2 * x[0].numel()))
+def _parts(x: Tensor, channels: int) -> Iterator[slice]:
+    """Images of x that are taken at once, about equally many each time; so many channels at most are in or out."""
+    most = max(1, _NUMBERS_AT_ONCE // _numbers(x.shape[2] * x.shape[3] * channels))
     size = -(-len(x) // -(-len(x) // most))
     return (slice(start, start + size) for start in range(0, len(x), size))
 
@@ -240,5 +249,6 @@ def _kept(name: str, like: Tensor, *shape: int) -> Tensor:
     size = torch.Size(shape).numel()
     key = name, like.dtype
     if key not in _memory.blocks or _memory.blocks[key].numel() < size:
-        _memory.blocks[key] = torch.empty(size, dtype=like.dtype)
+        with torch.inference_mode(False):  # what is made within could not be written to without it
+            _memory.blocks[key] = torch.empty(size, dtype=like.dtype)
     return _memory.blocks[key][:size].view(shape)
