@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gantool.models import resampling
 from gantool.models.resampling import Doubling, Halving, rewritten
-from gantool.models.winograd import winograd
+from gantool.models.winograd import Conv3x3, winograd
 from gantool.runtime import keep_freed_blocks
 
 Form = Callable[[Tensor], Tensor]
@@ -48,7 +48,7 @@ def forms(name: str, channels: int) -> tuple[nn.Module, Form, Form]:
         conv = nn.Conv2d(channels, channels, 3, padding=1)
         return conv, conv, lambda x: winograd(x, conv.weight, conv.bias)
     if name in ("doubled", "pooled"):
-        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        conv = Conv3x3(channels, channels, bias=False)  # plain, or by Winograd where the rules of a training say so
         if name == "doubled":
             return conv, lambda x: conv(F.interpolate(x, scale_factor=2)), lambda x: resampling.strided_doubled(x, conv)
         return conv, lambda x: F.avg_pool2d(conv(x), 2), lambda x: resampling.strided_pooled(x, conv)
