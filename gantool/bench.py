@@ -216,8 +216,8 @@ def _together(config: RunConfig, number: int, rounds: int, steps: int, progress:
 def _packed_member(plain: dict[str, Any], rounds: int, steps: int, barrier: Any, found: Any, done: Any) -> None:
     config = RunConfig.model_validate(plain)
     data = open_packed(config.data, Path(config.runtime.data_dir))
-    with tempfile.TemporaryDirectory() as folder:
-        runtime = Runtime(config.runtime)
+    runtime = Runtime(config.runtime)
+    with tempfile.TemporaryDirectory() as folder, freed_blocks(kept=True, device=runtime.device):
         work = _trainer_steps(_trainer(config, data, runtime, Path(folder)), steps)
         _seconds(runtime.device, work)
         times = []
@@ -256,16 +256,17 @@ def _wait_for(device: torch.device) -> None:
 def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
     """Where the time goes: the parts are timed one by one, the device being waited for after each."""
     players, device = trainer.players, trainer.runtime.device
-    spent = dict.fromkeys(("data", "discriminator", "generator", "average", "report"), 0.0)
+    spent = dict.fromkeys(("data", "discriminator", "generator", "ranks", "average", "report"), 0.0)
     parts: list[tuple[Any, str, str]] = [
         (players.real, "batch", "data"),
         (players.real_of_generator, "batch", "data"),
         (players, "update_discriminator", "discriminator"),
         (players, "update_generator", "generator"),
+        (trainer.runtime, "average", "ranks"),
         (trainer.state, "update_ema", "average"),
         (trainer, "report", "report"),
     ]
-    inside = [0.0]  # data is fetched within the updates
+    inside = [0.0]  # data is fetched, and gradients are averaged over the ranks, within the updates
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -273,7 +274,7 @@ def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
             already = inside[0]
             took = _seconds(device, lambda: found.append(function(*arguments)))
             spent[name] += took - (inside[0] - already)
-            if name == "data":
+            if name in ("data", "ranks"):
                 inside[0] += took
             return found[0]
 

@@ -78,7 +78,7 @@ def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
     found = json.loads(done.stdout)
     assert found["images_per_second"]["median"] == pytest.approx(16 * found["steps_per_second"]["median"])
     assert sum(found["shares"].values()) == pytest.approx(1) and min(found["shares"].values()) > -0.01
-    assert set(found["shares"]) == {"data", "discriminator", "generator", "average", "report", "the rest"}
+    assert set(found["shares"]) == {"data", "discriminator", "generator", "ranks", "average", "report", "the rest"}
     for name in ("images_per_second", "against_bare", "against_plain"):
         assert 0 < found[name]["least"] <= found[name]["median"] <= found[name]["most"]
     used = found["flop_per_step"] * found["steps_per_second"]["median"] / found["ceiling_flops"]
@@ -93,6 +93,7 @@ def test_ranks_do_the_arithmetic_of_one_together(gantool: Gantool, tiny: Path) -
     one, two = (gantool("bench", tiny, *SHORT, "--ranks", number) for number in (1, 2))
     assert two.returncode == 0, two.stderr
     first, second = json.loads(one.stdout), json.loads(two.stdout)
+    assert first["shares"]["ranks"] < second["shares"]["ranks"]  # nothing is sent by one alone
     assert second["ranks"] == 2 and second["flop_per_step"] == first["flop_per_step"]
 
 
