@@ -58,11 +58,6 @@ def train(
     A finished run is left as it is. Raises InterruptedRun after a signal (the state is saved), DivergedError when a
     loss is no longer finite, RunBusy when another process trains the run, GantoolError when the data changed.
     """
-
-    def frugal(snapshot: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        with freed_blocks(kept=False, device=runtime.device):
-            return score(snapshot, stop)
-
     with contextlib.ExitStack() as stack:
         refused = None
         if runtime.is_main:
@@ -83,7 +78,7 @@ def train(
                 if runtime.is_main:
                     custom.keep(config, run.path / "code")
                 custom.remember(run.path / "code")
-                trainer = Trainer(run, config, data, runtime, interrupts, progress, frugal)
+                trainer = Trainer(run, config, data, runtime, interrupts, progress, score)
             with custom.words_to_stderr(), freed_blocks(kept=True, device=runtime.device):
                 trainer.run_to_end()
         if left:

@@ -14,7 +14,7 @@ from gantool.errors import GantoolError, InterruptedRun
 from gantool.metrics.scores import BEST, kept_score, read_scores, words_of
 from gantool.progress import Progress
 from gantool.runs import RunDirectory
-from gantool.runtime import Runtime
+from gantool.runtime import Runtime, freed_blocks
 from gantool.tracking import track_score
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class ScoresInTraining:
             self.run.write_status("running", step, total, message="scoring")
         found, problem, interrupted = None, "", False
         try:
-            found = self.score(snapshot, self.stop)
+            with freed_blocks(kept=False, device=runtime.device):
+                found = self.score(snapshot, self.stop)
         except InterruptedRun:  # what it has found is kept
             interrupted = True
         except GantoolError as error:

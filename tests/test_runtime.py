@@ -7,6 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from gantool import runtime
+from gantool.runtime import freed_blocks
 
 FAULTS = """
 import resource, sys
@@ -41,3 +45,17 @@ def test_freed_memory_is_kept_between_steps_and_given_back_for_scores() -> None:
     first, at_first, kept, at_kept, returned = (int(number) for number in done.stdout.split())
     assert first > 20 * max(kept, 1)
     assert at_kept > at_first + 150e6 and returned < at_first + 30e6
+
+
+def test_memory_is_kept_while_training_but_for_scores_and_never_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    for name in ("keep_freed_blocks", "return_large_blocks"):
+        monkeypatch.setattr(runtime, name, lambda name=name: told.append(name))
+    for kind in ("cpu", "cuda"):
+        device = torch.device(kind)
+        with pytest.raises(ZeroDivisionError), freed_blocks(kept=True, device=device):
+            with freed_blocks(kept=False, device=device):
+                told.append("score")
+            told.append(str(1 / 0))
+    keep, give = "keep_freed_blocks", "return_large_blocks"
+    assert told == [keep, give, "score", keep, give, "score"]

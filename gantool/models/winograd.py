@@ -24,7 +24,7 @@ from gantool.models.resampling import rewrites_wanted
 
 OUT, WINDOW = 4, 6  # pixels of output, and of input, that one tile has along an axis
 _NUMBERS_AT_ONCE = 2**21  # of changed windows, 8 MB in float32; half and twice as many were no faster
-_MOST_OF_AN_IMAGE = 2**23
+_MOST_OF_AN_IMAGE = 2**23  # of numbers of one image, 32 MB in float32: memory of this size is kept
 
 
 class Conv3x3(nn.Conv2d):
@@ -73,8 +73,7 @@ def _numbers(pixels: int) -> int:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        of_x, of_weight = ctx.needs_input_grad
-        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        _save(ctx, x, weight)
         return _convolved(x, weight)
 
     @staticmethod
@@ -89,8 +88,7 @@ class _Convolution(torch.autograd.Function):
 class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
-        of_x, of_slope = ctx.needs_input_grad
-        ctx.save_for_backward(x if of_slope else None, slope if of_x else None)
+        _save(ctx, x, slope)
         return _weight_gradient(x, slope)
 
     @staticmethod
@@ -100,6 +98,12 @@ class _WeightGradient(torch.autograd.Function):
             None if slope is None else _Convolution.apply(slope, _turned(of_weight)),
             None if x is None else _Convolution.apply(x, of_weight),
         )
+
+
+def _save(ctx: Any, a: Tensor, b: Tensor) -> None:
+    """Of the inputs of a function that is linear in each: what a wanted gradient needs, else None."""
+    of_a, of_b = ctx.needs_input_grad
+    ctx.save_for_backward(a if of_b else None, b if of_a else None)
 
 
 def _turned(weight: Tensor) -> Tensor:
@@ -192,19 +196,19 @@ def _of_kernel(like: Tensor) -> Tensor:
 def _from_window(d: Sequence[Tensor], out: Tensor) -> None:
     """B^T, with the rows
     4 0 -5 0 1 0; 0 -4 -4 1 1 0; 0 4 -4 -1 1 0; 0 -2 -1 2 1 0; 0 2 -1 -2 1 0; 0 4 0 -5 0 1."""
-    slope = _kept("differences", out, *out.shape[1:])
+    part = _kept("part", out, *out.shape[1:])
     torch.sub(d[4], d[2], alpha=4, out=out[1])
-    torch.sub(d[3], d[1], alpha=4, out=slope)
-    torch.sub(out[1], slope, out=out[2])
-    out[1].add_(slope)
-    torch.sub(d[3], d[1], out=slope)
+    torch.sub(d[3], d[1], alpha=4, out=part)
+    torch.sub(out[1], part, out=out[2])
+    out[1].add_(part)
+    torch.sub(d[3], d[1], out=part)
     torch.sub(d[4], d[2], out=out[4])
     torch.sub(d[0], d[2], out=out[0])
     torch.add(out[4], out[0], alpha=4, out=out[0])
-    torch.add(out[4], slope, alpha=2, out=out[3])
-    out[4].sub_(slope, alpha=2)
+    torch.add(out[4], part, alpha=2, out=out[3])
+    out[4].sub_(part, alpha=2)
     torch.sub(d[5], d[3], out=out[5])
-    out[5].sub_(slope, alpha=4)
+    out[5].sub_(part, alpha=4)
 
 
 def _to_pixels(m: Tensor, out: Tensor) -> None:

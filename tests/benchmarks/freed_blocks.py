@@ -2,7 +2,8 @@
 
     python tests/benchmarks/freed_blocks.py [--rounds 15] [--steps 3] [--threads 2] [CONFIG] [--set KEY=VALUE ...]
 
-Both take turns in one process; a fault is a page of memory that the kernel clears. Memory is the peak of all so far.
+Both take turns in one process, so that what was kept serves both: the ratio is a lower bound. A fault is a page of
+memory that the kernel clears. Memory is the peak of all so far.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ DataLoader of two workers; that loop makes images once for both players, as `reu
 (`n_dis` 5) against torch-mimicry's networks and training steps with the same DataLoader; its logging is left out. The
 contenders take turns in each round, so that a busy machine is busy for all; a ratio is of one round. A step is one
 update of the generator, with what belongs to it. Freed memory is kept for this package's trainer, as it asks for, and
-not for the others.
+not for the others, which still find in the heap what it has left there.
 """
 
 from __future__ import annotations
@@ -194,7 +194,10 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for number in range(given.rounds + 1):
             for name, step in steps.items():
-                as_glibc_does() if name == peer[0] else keep_freed_blocks()
+                if name == peer[0]:
+                    as_glibc_does()
+                else:
+                    keep_freed_blocks()
                 step()
                 began = time.perf_counter()
                 for _ in range(given.steps if number else 5):
