@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,36 +18,34 @@ from torch.utils._pytree import tree_leaves
 def flop_and_traffic(work: Callable[[], object]) -> tuple[int, int]:
     """(floating point operations of convolutions and matrix products, a multiplication and an addition counting as 2;
     bytes that all operators read and write, each for itself) of `work`, which is done once."""
-    counter = _counter_of_torch()(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_conv_backward}
-    )
-    traffic = _Traffic()
-    with traffic, counter:
+    counts = _Counts(_formulas())
+    with counts:
         work()
-    return int(counter.get_total_flops()), traffic.count
+    return counts.flop, counts.traffic
 
 
-def _counter_of_torch() -> Any:
-    """The class FlopCounterMode. It, and torch's compiler that the first count loads, are loaded without triton, which
-    neither needs here: where triton has been loaded, a process may end with fifty lines about its leaks."""
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """What operators cost, as torch knows it. Not by its FlopCounterMode, which follows modules by hooks that fail
+    where gradients of images are taken, as penalties do. They, and torch's compiler that the first count loads, are
+    loaded without triton, which neither needs here: with it a process may end with fifty lines about its leaks."""
     log, absent = logging.getLogger("torch.utils.flop_counter"), "triton" not in sys.modules
     if absent:
         sys.modules["triton"] = None  # type: ignore[assignment]
     log.disabled = True  # it warns that triton is not there
     try:
-        import torch._dynamo  # noqa: F401
-        from torch.utils.flop_counter import FlopCounterMode
+        import torch._dynamo
+        from torch.utils.flop_counter import flop_registry
     finally:
         log.disabled = False
         if absent:
             del sys.modules["triton"]
-    return FlopCounterMode
+    return flop_registry | {torch.ops.aten.convolution_backward: _of_conv_backward}
 
 
 def _of_conv_backward(
-    gradient: list[int],
-    x: list[int],
-    weight: list[int],
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
     _bias: Any,
     _stride: Any,
     _padding: Any,
@@ -55,28 +54,31 @@ def _of_conv_backward(
     _output_padding: Any,
     _groups: int,
     wanted: list[bool],
-    out_shape: Any,
+    out_val: Any,
 ) -> int:
-    """Of shapes; torch's own count takes no notice of groups. Each gradient costs what the forward pass does."""
-    pixels = math.prod((x if transposed else gradient)[2:])
-    return 2 * x[0] * pixels * math.prod(weight) * sum(wanted[:2])
+    """torch's own count takes no notice of groups. Each gradient costs what the forward pass does."""
+    pixels = math.prod((x if transposed else gradient).shape[2:])
+    return 2 * len(x) * pixels * weight.numel() * sum(wanted[:2])
 
 
 _WRITTEN_ONLY = ("copy_", "zero_", "fill_", "_foreach_copy_", "_foreach_zero_")
 _ONLY_ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
-class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that operators read and write; views, and memory that is only allocated, move nothing."""
+class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations by their formulas, and the bytes that operators read and write; views, and memory that is only
+    allocated, move nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, formulas: dict[Any, Callable[..., int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.formulas, self.flop, self.traffic = formulas, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, and count."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if (formula := self.formulas.get(func._overloadpacket)) is not None:
+            self.flop += int(formula(*args, **kwargs, out_val=out))
         schema, name = func._schema, func._schema.name.partition("::")[2]
         is_view = any(one.alias_info is not None for one in schema.returns) and not schema.is_mutable
         if is_view or name in _ONLY_ALLOCATE:
@@ -86,16 +88,16 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 break
             size = _bytes(kwargs.get(argument.name) if value is None else value)
             written = argument.alias_info is not None and argument.alias_info.is_write
-            self.count += size * (2 if written and not argument.is_out and name not in _WRITTEN_ONLY else 1)
+            self.traffic += size * (2 if written and not argument.is_out and name not in _WRITTEN_ONLY else 1)
         results = out if isinstance(out, tuple) else (out,)
         for one, value in zip(schema.returns, results, strict=False):
-            self.count += _bytes(value) if one.alias_info is None else 0
+            self.traffic += _bytes(value) if one.alias_info is None else 0
         return out
 
 
 def _bytes(value: Any) -> int:
     """Of the tensors in it; what is repeated by a stride of 0 counts once."""
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return sum(
         t.element_size() * math.prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride)
         for t in tensors

@@ -49,6 +49,21 @@ def test_grouped_convolutions_count_their_groups_forward_and_backward() -> None:
         assert [forward, both] == [2 * 3 * pixels * 16 * 24, 3 * 2 * 3 * pixels * 16 * 24]
 
 
+def test_gradients_of_images_are_counted() -> None:
+    """As penalties take them: with respect to a leaf that goes through a layer, and with a gradient of that."""
+    conv = torch.nn.Conv2d(3, 5, 3, bias=False)
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    forward = 2 * 2 * 16 * 5 * 27
+
+    def penalty() -> None:
+        (gradient,) = torch.autograd.grad(conv(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+
+    assert flop_and_traffic(lambda: torch.autograd.grad(conv(x).sum(), x))[0] == 2 * forward
+    # Forward, its gradient, and of that one the gradients of both factors: the weight, and what came back to the layer.
+    assert flop_and_traffic(penalty)[0] == 4 * forward
+
+
 def test_traffic_is_what_operators_read_and_write() -> None:
     a, b = torch.ones(10, 10), torch.ones(10, 10)
     one = torch.ones(1)
@@ -73,7 +88,7 @@ def test_traffic_is_what_operators_read_and_write() -> None:
 
 
 def test_numbers_fit_together(gantool: Gantool, tiny: Path) -> None:
-    done = gantool("bench", tiny, *SHORT, "--compare", "plain", "--set", "n_dis=2")
+    done = gantool("bench", tiny, *SHORT, "--compare", "plain", "--set", "n_dis=2", "--set", "penalty=gp")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["images_per_second"]["median"] == pytest.approx(16 * found["steps_per_second"]["median"])
