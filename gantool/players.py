@@ -56,7 +56,9 @@ class Players:
         self.loss = losses.build_loss(config.loss)
         # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
         self.one_pass = not config.discriminator.batch_statistics
-        self.trainable = [p for p in state.discriminator.parameters() if p.requires_grad]
+        networks = {"discriminator": state.discriminator, "generator": state.generator}
+        self.parameters = {player: list(network.parameters()) for player, network in networks.items()}
+        self.trainable = [p for p in self.parameters["discriminator"] if p.requires_grad]
         self.has_dropout = any(isinstance(module, Dropout) for module in state.discriminator.modules())
         condition = getattr(config.discriminator, "condition", None)
         self.class_weights = (getattr(condition, "weight", 0.0), getattr(condition, "generator_weight", 0.0))
@@ -188,12 +190,12 @@ class Players:
         """Of `loss` with respect to each parameter of `player`."""
         self.state.optimizers[player].zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        return [p.grad for p in getattr(self.state, player).parameters()]
+        return [parameter.grad for parameter in self.parameters[player]]
 
     def descend(self, player: str, gradients: list[Tensor | None]) -> None:
         """Update `player` by its optimizer, with gradients averaged over the ranks."""
         optimizer = self.state.optimizers[player]
-        for parameter, gradient in zip(getattr(self.state, player).parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.parameters[player], gradients, strict=True):
             parameter.grad = gradient
         self.runtime.average([gradient for gradient in gradients if gradient is not None])
         settings = getattr(self.config.optimizer, player)
