@@ -30,6 +30,9 @@ def load(folder: Path, text: str, *assignments: str, num_ranks: int = 1) -> RunC
 WRONG = {
     # the file; line, key and words of its problem; words of the fix
     "misspelt key": ("steps: 10\ngenerator:\n  widht: 32\n", 3, "generator.widht", "unknown key", "mean 'width'?"),
+    "a level too high": ("runs_dir: x\n", 1, "runs_dir", "unknown key", "did you mean 'runtime.runs_dir'?"),
+    "too high, of several": ("width: 8\n", 1, "width", "key", "'generator.width' or 'discriminator.width'?"),
+    "too deep": ("runtime:\n  batch: 8\n", 2, "runtime.batch", "unknown key", "did you mean 'batch'?"),
     "misspelt at the top": ("bacth: 8\n", 1, "bacth", "unknown key", "did you mean 'batch'?"),
     "misspelt in a kind": (
         "augment:\n  kind: basic\n  shfit: 3\n", 3, "augment.shfit", "unknown key", "did you mean 'shift'?"

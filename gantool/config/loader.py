@@ -147,7 +147,10 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     found = item.get("input")
     if kind == "extra_forbidden":
         choices = _fields_at(model, document.tree, location[:-1])
-        near = nearest(str(location[-1]), choices)
+        if "base" in model.model_fields and location[0] in RunConfig.model_fields:
+            hint = "a setting of runs: write it into the config that base names, below vary, or say it with --set"
+            return (where, key, UNKNOWN_KEY, hint)
+        near = _elsewhere(model, document.tree, location) or nearest(str(location[-1]), choices)
         hint = (f"did you mean '{near}'? " if near else "") + f"keys here: {', '.join(choices)}"
         return (where, key, UNKNOWN_KEY, hint)
     if kind == "missing":
@@ -245,6 +248,14 @@ def _without_tags(tree: Any, location: Sequence[Any], missing: bool = False) -> 
             continue
         kept.append(part)
     return tuple(kept)
+
+
+def _elsewhere(model: type[BaseModel], tree: Any, location: Sequence[Any]) -> str | None:
+    """Where the key at `location`, which is not known there, is one: a level deeper, or at the top."""
+    *parents, name = map(str, location)
+    places = [[*parents, key] for key in _fields_at(model, tree, parents)] + [[]]
+    found = [format_error_key((*place, name)) for place in places if name in _fields_at(model, tree, place)]
+    return "' or '".join(found[:3]) or None
 
 
 def _fields_at(model: Any, tree: Any, location: Sequence[Any]) -> list[str]:

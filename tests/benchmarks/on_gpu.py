@@ -64,9 +64,8 @@ def main() -> None:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
         print(line, flush=True)
 
-    tests = ["-m", "pytest", "-q", "-rs", str(HERE.parent / "test_graphs.py"), "-k", "cuda or gpu"]
-    told = run(tests)
-    note("tests", told, f"tests: {told.strip().splitlines()[-1] if told else 'FAILED'}")
+    told = run(["-m", "pytest", "-o", "addopts=", str(HERE.parent / "test_graphs.py"), "-k", "cuda or gpu"])
+    note("tests", told, f"tests: {told.strip().splitlines()[-1].strip('= ') if told else 'FAILED'}")
     with tempfile.TemporaryDirectory() as folder:
         common = {"data": "{name: shapes}", "eval": "null", "runtime.data_dir": folder, "runtime.device": given.device}
 
