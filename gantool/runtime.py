@@ -47,7 +47,7 @@ class Runtime:
         threads = num_threads(settings.threads)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate sets it to 1, and warns
-        self._accelerator = Accelerator(cpu=kind == "cpu", kwargs_handlers=[patience])
+        self._accelerator = _accelerator(cpu=kind == "cpu", kwargs_handlers=[patience])
         self.device: torch.device = self._accelerator.device
         if self.device.type != kind:
             text = f"runtime.device: found that accelerate uses {self.device.type}, expected {kind}"
@@ -118,6 +118,16 @@ class Runtime:
     def finish(self) -> None:
         """Leave the process group."""
         self._accelerator.end_training()
+
+
+def _accelerator(**options: Any) -> Accelerator:
+    try:
+        return Accelerator(**options)
+    except ValueError as error:
+        names = sorted(name for name in os.environ if name.startswith("ACCELERATE_"))
+        if not names:
+            raise
+        raise UsageError(f"accelerate does not start: {error}", f"unset or correct {', '.join(names)}") from None
 
 
 class Trackers:

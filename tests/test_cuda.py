@@ -122,3 +122,10 @@ def test_a_run_that_was_killed_goes_on(gantool: Gantool, tiny: Path, stand_in_en
     done = gantool("train", path, **stand_in_env)
     assert done.returncode == 0, done.stderr
     assert "resuming at step 30 of 40" in done.stderr and (path / "result.json").exists()
+
+
+def test_a_device_that_accelerate_replaces_is_refused(
+    gantool: Gantool, tiny: Path, stand_in_env: dict[str, str]
+) -> None:
+    done = gantool("train", tiny, "--set", "runtime.device=cuda", ACCELERATE_USE_CPU="true", **stand_in_env)
+    assert done.returncode == 2 and "found that accelerate uses cpu, expected cuda" in done.stderr

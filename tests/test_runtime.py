@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import Gantool
 
 from gantool import runtime
 from gantool.runtime import freed_blocks
@@ -59,3 +61,9 @@ def test_memory_is_kept_while_training_but_for_scores_and_never_with_a_gpu(monke
             told.append(str(1 / 0))
     keep, give = "keep_freed_blocks", "return_large_blocks"
     assert told == [keep, give, "score", keep, give, "score"]
+
+
+def test_nonsense_in_the_environment_of_accelerate_is_named(gantool: Gantool, tiny: Path) -> None:
+    done = gantool("train", tiny, ACCELERATE_USE_CPU="perhaps")
+    assert done.returncode == 2 and "error: accelerate does not start: " in done.stderr
+    assert "hint: unset or correct ACCELERATE_USE_CPU" in done.stderr
