@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,3 +66,26 @@ def test_a_running_training_that_is_cancelled_saves_and_stays_cancelled(
     assert again.returncode == 1 and "this run was cancelled" in again.stderr
     assert "1 run may go on" in gantool("cancel", run.path, "--undo").stderr
     assert run.state() != "cancelled"
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, signal, sys
+from gantool.__main__ import main
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "gantool.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["gantool", "--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("handler", "code"), [("signal.default_int_handler", -signal.SIGINT), ("signal.SIG_IGN", 0)])
+def test_ctrl_c_while_it_is_loaded_leaves_no_traceback(handler: str, code: int) -> None:
+    """Ignored, as in a shell's background, it stays ignored."""
+    program = f"import signal; signal.signal(signal.SIGINT, {handler})\n{INTERRUPTED_WHILE_LOADING}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
