@@ -136,6 +136,7 @@ def test_a_sweep_from_the_command_line_twice(gantool: Gantool, tiny: Path, tmp_p
         (("trian",), "error: gantool: No such command 'trian'"),
         (("train",), "error: gantool train: Missing argument 'config'"),
         (("status", "--verbos", "x"), "error: gantool status: No such option: --verbos"),
+        (("--debug", "train", "x", "--set"), "error: gantool train: Option '--set' requires an argument"),
         (("sample", "--num", "x"), "error: gantool sample: Invalid value for '--num' / '-n'"),
     ],
 )

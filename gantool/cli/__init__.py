@@ -50,7 +50,7 @@ def main() -> None:
         if not hasattr(error, "format_message"):  # click's, which typer imports or brings along, by its version
             raise
         context = getattr(error, "ctx", None)
-        path = context.command_path if context else "gantool"
+        path = context.command_path if context else " ".join(["gantool", *_verb(sys.argv[1:])])
         complain("error", f"{path}: {error.format_message().rstrip('.')}", f"{path} --help says what it takes")
         code = EXIT_USAGE
     finally:
@@ -63,6 +63,12 @@ def _flags_first(words: list[str]) -> list[str]:
     end = words.index("--") if "--" in words else len(words)
     flags = [word for word in words[:end] if word in FLAGS]
     return [*flags, *(word for word in words[:end] if word not in FLAGS), *words[end:]] or ["--help"]
+
+
+def _verb(words: list[str]) -> list[str]:
+    """The verb among the words of the command line, if there is one."""
+    verbs = {command.name for command in app.registered_commands}
+    return [word for word in words if word in verbs][:1]
 
 
 def _keep_stdout_for_results() -> None:
