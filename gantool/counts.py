@@ -76,6 +76,11 @@ class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, and count."""
         kwargs = kwargs or {}
+        if func._overloadpacket not in self.formulas:
+            with self:  # in inference mode what consists of other operators comes here as a whole
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         if (formula := self.formulas.get(func._overloadpacket)) is not None:
             self.flop += int(formula(*args, **kwargs, out_val=out))

@@ -142,7 +142,10 @@ class Graphs:
             with self._taking(lambda make: next(given)):
                 entry.replay, entry.found = recorder.record(update)
         except RuntimeError as error:
-            return (str(error).strip().splitlines() or [""])[0]
+            cause: BaseException = error
+            while cause.__context__ is not None:  # torch ends the record with an error of its own
+                cause = cause.__context__
+            return (str(cause).strip().splitlines() or [""])[0]
         return None
 
     @contextlib.contextmanager

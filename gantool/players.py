@@ -57,6 +57,7 @@ class Players:
         # Batch statistics of real and fake images must not mix; else one pass over both is the same and cheaper.
         self.one_pass = not config.discriminator.batch_statistics
         networks = {"discriminator": state.discriminator, "generator": state.generator}
+        # Listed once: going through a network for them takes a part of the time of a small step.
         self.parameters = {player: list(network.parameters()) for player, network in networks.items()}
         self.trainable = [p for p in self.parameters["discriminator"] if p.requires_grad]
         self.has_dropout = any(isinstance(module, Dropout) for module in state.discriminator.modules())

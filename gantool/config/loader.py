@@ -147,10 +147,12 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     found = item.get("input")
     if kind == "extra_forbidden":
         choices = _fields_at(model, document.tree, location[:-1])
-        if "base" in model.model_fields and location[0] in RunConfig.model_fields:
-            hint = "a setting of runs: write it into the config that base names, below vary, or say it with --set"
+        name = str(location[-1])
+        if hint := getattr(model, "HINT_OF_RUNS", None) if str(location[0]) in RunConfig.model_fields else None:
             return (where, key, UNKNOWN_KEY, hint)
-        near = _elsewhere(model, document.tree, location) or nearest(str(location[-1]), choices)
+        if places := _places_of(name, model, document.tree):
+            return (where, key, UNKNOWN_KEY, f"did you mean {' or '.join(places)}?")
+        near = nearest(name, choices)
         hint = (f"did you mean '{near}'? " if near else "") + f"keys here: {', '.join(choices)}"
         return (where, key, UNKNOWN_KEY, hint)
     if kind == "missing":
@@ -250,12 +252,13 @@ def _without_tags(tree: Any, location: Sequence[Any], missing: bool = False) -> 
     return tuple(kept)
 
 
-def _elsewhere(model: type[BaseModel], tree: Any, location: Sequence[Any]) -> str | None:
-    """Where the key at `location`, which is not known there, is one: a level deeper, or at the top."""
-    *parents, name = map(str, location)
-    places = [[*parents, key] for key in _fields_at(model, tree, parents)] + [[]]
-    found = [format_error_key((*place, name)) for place in places if name in _fields_at(model, tree, place)]
-    return "' or '".join(found[:3]) or None
+def _places_of(name: str, model: type[BaseModel], tree: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """The places in a document where `name` is a key, quoted: none where there are more than three, as of `kind`."""
+    keys = _fields_at(model, tree, path)
+    found = [f"'{format_error_key((*path, name))}'"] if name in keys else []
+    for key in keys:
+        found += _places_of(name, model, tree, (*path, key))
+    return found if len(found) <= 3 or path else []
 
 
 def _fields_at(model: Any, tree: Any, location: Sequence[Any]) -> list[str]:

@@ -6,7 +6,7 @@ Only the form of the file is known here; what it stands for is in `grid`.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -115,6 +115,8 @@ class ReportConfig(Model):
 
 class SweepConfig(Model):
     """A sweep: runs that differ in some keys and in their seeds."""
+
+    HINT_OF_RUNS: ClassVar[str] = "a setting of runs: it belongs into base, below vary, or is said with --set"
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Name of the sweep and of its folder; null: the file's name without its ending."""

@@ -1,8 +1,9 @@
 // A CUDA runtime and driver without a GPU, preloaded to torch: see stand_in.py.
 //
 // The device's memory is the host's, and kernels do nothing, so all numbers are nonsense: what is copied back to the
-// host is 0, and a single byte is 1 (true). What holds for the host is as documented by NVIDIA: what may be called while
-// a stream is captured, by which thread, and which streams belong to the capture. What torch links to and is not here
+// host is 0, and a single byte is 1 (true); all is done at once, and every time is a millisecond. As NVIDIA documents it
+// are, for one capture at a time: what may not be called during a capture, by which thread, and that it ends the
+// capture; which streams belong to it, and that they must have joined when it ends. What torch links to and is not here
 // returns 0, which mostly is success.
 
 #include <cuda_runtime_api.h>
@@ -29,22 +30,30 @@ thread_local bool began_capture = false;
 
 cudaError_t failed(cudaError_t error) { return last = error; }
 
-// One capture at a time: its streams, its number, the one it began on, and its mode.
-std::set<cudaStream_t> captured;
+// One capture at a time: its streams, those of them that its first one has not waited for, whether a forbidden call
+// has spoilt it, its number, the stream it began on, and its mode.
+std::set<cudaStream_t> captured, unjoined;
+bool spoilt = false;
 unsigned long long capture = 0;
 cudaStream_t origin = nullptr;
 cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 
+cudaError_t spoil(cudaError_t error) {
+  spoilt = true;
+  return failed(error);
+}
+
 // Whether a call that may disturb a capture (allocations, waiting) is an error in this thread now.
 bool disturbs() {
-  if (care == cudaStreamCaptureModeRelaxed) return false;
-  if (began_capture) return true;
   Lock lock(mutex);
-  return !captured.empty() && capture_mode == cudaStreamCaptureModeGlobal && care == cudaStreamCaptureModeGlobal;
+  bool global = capture_mode == cudaStreamCaptureModeGlobal && care == cudaStreamCaptureModeGlobal;
+  if (captured.empty() || care == cudaStreamCaptureModeRelaxed || !(began_capture || global)) return false;
+  return spoilt = true;
 }
 
 struct Event {
   unsigned long long capture;  // 0: recorded outside of one
+  cudaStream_t stream;
 };
 
 constexpr size_t kTotal = 140ull << 30;
@@ -75,9 +84,8 @@ cudaError_t copy(void* to, const void* from, size_t bytes) {
   return cudaSuccess;
 }
 
-template <class T>
-cudaError_t made(T* handle) {
-  *handle = static_cast<T>(calloc(1, 4096));
+cudaError_t made(void** handle) {
+  *handle = calloc(1, 4096);
   return cudaSuccess;
 }
 
@@ -140,7 +148,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
       {cudaDevAttrMaxGridDimX, 2147483647},        {cudaDevAttrMaxGridDimY, 65535},
       {cudaDevAttrMaxGridDimZ, 65535}};
   auto found = known.find(which);
-  return given(value, found == known.end() ? 1 : found->second);
+  return given(value, found == known.end() ? 1 : found->second);  // 1: the device can do it
 }
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* place) {
@@ -159,7 +167,9 @@ cudaError_t cudaMalloc(void** place, size_t bytes) {
   Lock lock(mutex);
   if (!memory) {
     int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    memory = static_cast<char*>(mmap(nullptr, kTotal, PROT_READ | PROT_WRITE, how, -1, 0));
+    void* mapped = mmap(nullptr, kTotal, PROT_READ | PROT_WRITE, how, -1, 0);
+    if (mapped == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
+    memory = static_cast<char*>(mapped);
   }
   bytes = (bytes + 511) / 512 * 512;
   auto kept = freed.find(bytes);
@@ -235,11 +245,14 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   Lock lock(mutex);
-  return captured.count(stream) ? failed(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+  return captured.count(stream) ? spoil(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-cudaError_t cudaDeviceSynchronize() { return disturbs() ? failed(cudaErrorStreamCaptureUnsupported) : cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  Lock lock(mutex);
+  return captured.empty() ? cudaSuccess : spoil(cudaErrorStreamCaptureUnsupported);
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return made(reinterpret_cast<void**>(event)); }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
@@ -251,7 +264,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   Lock lock(mutex);
-  reinterpret_cast<Event*>(event)->capture = captured.count(stream) ? capture : 0;
+  *reinterpret_cast<Event*>(event) = {captured.count(stream) ? capture : 0, stream};
   return cudaSuccess;
 }
 
@@ -269,10 +282,12 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) 
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   Lock lock(mutex);
-  if (!captured.empty() && reinterpret_cast<Event*>(event)->capture == capture) {
-    captured.insert(stream);
+  const Event& waited_for = *reinterpret_cast<Event*>(event);
+  if (!captured.empty() && waited_for.capture == capture) {
+    if (captured.insert(stream).second) unjoined.insert(stream);
+    if (stream == origin) unjoined.erase(waited_for.stream);
   } else if (captured.count(stream)) {
-    return failed(cudaErrorStreamCaptureIsolation);
+    return spoil(cudaErrorStreamCaptureIsolation);
   }
   return cudaSuccess;
 }
@@ -284,6 +299,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   if (!stream) return failed(cudaErrorStreamCaptureUnsupported);
   if (!captured.empty()) return failed(cudaErrorIllegalState);
   captured = {stream};
+  unjoined.clear();
+  spoilt = false;
   origin = stream;
   capture_mode = mode;
   capture++;
@@ -293,15 +310,21 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   Lock lock(mutex);
-  if (captured.empty() || stream != origin) return failed(cudaErrorIllegalState);
+  if (captured.empty()) return failed(cudaErrorIllegalState);
+  if (stream != origin) return spoil(cudaErrorStreamCaptureUnmatched);
+  if (capture_mode != cudaStreamCaptureModeRelaxed && !began_capture) return failed(cudaErrorStreamCaptureWrongThread);
   captured.clear();
   began_capture = false;
+  *graph = nullptr;
+  if (spoilt) return failed(cudaErrorStreamCaptureInvalidated);
+  if (!unjoined.empty()) return failed(cudaErrorStreamCaptureUnjoined);
   return made(reinterpret_cast<void**>(graph));
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   Lock lock(mutex);
-  return given(status, captured.count(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone);
+  auto active = spoilt ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+  return given(status, captured.count(stream) ? active : cudaStreamCaptureStatusNone);
 }
 
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,

@@ -11,8 +11,8 @@ if importlib.util.find_spec("torch"):  # not in Pythons that only install someth
     _flags = torch.backends.cudnn.flags
 
     @contextlib.contextmanager
-    def _without(*arguments: Any, **options: Any) -> Iterator[None]:
-        with _flags(*arguments, **options | {"enabled": False}):
+    def _without(enabled: bool = False, *arguments: Any, **options: Any) -> Iterator[None]:
+        with _flags(False, *arguments, **options):
             yield
 
     torch.backends.cudnn.enabled = False

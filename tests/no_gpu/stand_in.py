@@ -36,8 +36,9 @@ def build(folder: Path) -> dict[str, str]:
     headers = _headers()
     assert headers is not None
     own, rest, library = folder / "runtime.o", folder / "rest.cpp", folder / "libcuda.so.1"
-    compiler = ["g++", "-O1", "-fPIC", "-w"]
-    subprocess.run([*compiler, f"-I{HERE}", f"-I{headers}", "-c", HERE / "runtime.cpp", "-o", own], check=True)
+    compiler = ["g++", "-O1", "-fPIC"]
+    searched = [f"-I{HERE}", "-isystem", headers]
+    subprocess.run([*compiler, "-Wall", *searched, "-c", HERE / "runtime.cpp", "-o", own], check=True)
     wanted = _symbols("--undefined-only", "-D", *(Path(torch.__file__).parent / "lib").glob("lib*.so"))
     others = sorted(wanted - _symbols("--defined-only", own))
     rest.write_text("".join(f'extern "C" long {name}() {{ return 0; }}\n' for name in others))
