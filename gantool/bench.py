@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -291,9 +292,26 @@ def _shares(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 def _counts(trainer: Trainer) -> tuple[int, int]:
-    """Floating point operations, and bytes of traffic, of a step."""
-    with trainer.players.graphs.off():
+    """Floating point operations, and bytes of traffic, of a step; on average where a penalty is not in each update."""
+    interval, updates = getattr(trainer.config.penalty, "interval", 1), trainer.config.n_dis
+    period = interval // math.gcd(interval, updates)  # in steps
+    first = -(-trainer.state.step // period) * period
+    penalties = [sum((step * updates + update) % interval == 0 for update in range(updates)) for step in range(period)]
+    least, most = (penalties.index(number) for number in (min(penalties), max(penalties)))
+
+    def counted(step: int) -> tuple[int, int]:
+        trainer.state.step = first + step
         return flop_and_traffic(trainer.train_step)
+
+    with trainer.players.graphs.off():
+        with_least = counted(least)
+        if least == most:
+            return with_least
+        first += period
+        with_most = counted(most)
+    share = (updates / interval - penalties[least]) / (penalties[most] - penalties[least])
+    flop, traffic = (round(a + share * (b - a)) for a, b in zip(with_least, with_most, strict=True))
+    return flop, traffic
 
 
 def _ceiling(trainer: Trainer) -> float:

@@ -67,6 +67,16 @@ class InterruptedRun(BaseException):
         self.reason = reason
 
 
+def hint_of_memory(error: Exception) -> str | None:
+    """What to do where a GPU's memory is used up; None where it is not that."""
+    if type(error).__name__ != "OutOfMemoryError":  # torch's, without loading it
+        return None
+    return (
+        "the GPU's memory is used up: a smaller batch, narrower networks and precision: bfloat16 need less; nvidia-smi "
+        "shows what else is on it"
+    )
+
+
 def nearest(word: str, choices: Sequence[str]) -> str | None:
     """The choice that `word` is most likely a slip of, if any."""
     import difflib

@@ -14,7 +14,7 @@ from gantool import container
 from gantool.config.document import parse_assignment
 from gantool.config.loader import load_run_config, overlay, read_run_document, validate_run
 from gantool.config.schema import RunConfig
-from gantool.errors import GantoolError, InterruptedRun, UsageError
+from gantool.errors import GantoolError, InterruptedRun, UsageError, hint_of_memory
 from gantool.interrupts import Interrupts, describe
 from gantool.launch import quick_imports
 from gantool.progress import Progress, Silent
@@ -93,7 +93,7 @@ def train_here(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, t
         with (run.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(traceback.format_exc())
         first = (str(error).strip().splitlines() or [""])[0]
-        hint = f"the traceback is in {run.path / 'log.txt'}"
+        hint = hint_of_memory(error) or f"the traceback is in {run.path / 'log.txt'}"
         raise GantoolError(f"{run.path}: {type(error).__name__}: {first}", hint) from error
 
 

@@ -38,6 +38,18 @@ def test_arithmetic_of_a_step_is_that_of_its_layers(tiny: Path, data_dir: Path) 
     assert result.flop_per_step == n_dis * update_d + update_g
 
 
+def test_a_penalty_now_and_then_counts_by_its_share(tiny: Path, data_dir: Path) -> None:
+    """Two updates a step and a penalty in every third: two thirds of one in a step."""
+
+    def flop(*options: str) -> int:
+        config = load_run_config(tiny, ["discriminator={kind: mlp, widths: [32]}", "n_dis=2", *options])
+        data = ensure_packed(config.data, data_dir, Silent())
+        return bench(config, data, rounds=1, steps=1, progress=Silent()).flop_per_step
+
+    none, each, third = flop(), flop("penalty={kind: r1}"), flop("penalty={kind: r1, interval: 3}")
+    assert none < third < each and third - none == round((each - none) / 3)
+
+
 def test_grouped_convolutions_count_their_groups_forward_and_backward() -> None:
     for transposed in (False, True):
         kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
@@ -62,6 +74,8 @@ def test_gradients_of_images_are_counted() -> None:
     assert flop_and_traffic(lambda: torch.autograd.grad(conv(x).sum(), x))[0] == 2 * forward
     # Forward, its gradient, and of that one the gradients of both factors: the weight, and what came back to the layer.
     assert flop_and_traffic(penalty)[0] == 4 * forward
+    with torch.inference_mode():
+        assert flop_and_traffic(lambda: conv(x))[0] == forward
 
 
 def test_traffic_is_what_operators_read_and_write() -> None:

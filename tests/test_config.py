@@ -32,6 +32,7 @@ WRONG = {
     "misspelt key": ("steps: 10\ngenerator:\n  widht: 32\n", 3, "generator.widht", "unknown key", "mean 'width'?"),
     "a level too high": ("runs_dir: x\n", 1, "runs_dir", "unknown key", "did you mean 'runtime.runs_dir'?"),
     "too high, of several": ("width: 8\n", 1, "width", "key", "'generator.width' or 'discriminator.width'?"),
+    "too high, for the kind by its name": ("penalty: r1\ninterval: 3\n", 2, "interval", "key", "'penalty.interval'?"),
     "too deep": ("runtime:\n  batch: 8\n", 2, "runtime.batch", "unknown key", "did you mean 'batch'?"),
     "misspelt at the top": ("bacth: 8\n", 1, "bacth", "unknown key", "did you mean 'batch'?"),
     "misspelt in a kind": (

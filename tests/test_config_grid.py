@@ -152,6 +152,7 @@ WRONG = {
     "base missing": ("vary: {augment: [none]}", 0, "base", "required", ""),
     "unknown key of a sweep": ("base: base.yaml\nvari: {}", 2, "vari", "unknown key", "did you mean 'vary'?"),
     "a setting of runs": ("base: base.yaml\nsteps: 3", 2, "steps", "unknown key", "a setting of runs"),
+    "the seed of runs": ("base: base.yaml\nseed: 3", 2, "seed", "unknown key", "did you mean 'seeds'?"),
     "hint names keys as written": ("base: base.yaml\nexept: []", 2, "exept", "unknown key", "did you mean 'except'?"),
     "misspelt axis": (
         "base: base.yaml\nvary:\n  agument: [none]", 3, "agument", "unknown key", "did you mean 'augment'?"

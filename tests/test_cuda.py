@@ -163,6 +163,15 @@ def test_a_run_without_its_last_files_goes_on(gantool: Gantool, tiny: Path, stan
     assert "resuming at step 30 of 40" in done.stderr and (path / "result.json").exists()
 
 
+def test_a_full_gpu_is_an_error_that_says_what_to_do(
+    gantool: Gantool, tiny: Path, stand_in_env: dict[str, str]
+) -> None:
+    little = {"PYTORCH_CUDA_ALLOC_CONF": "per_process_memory_fraction:0.00001"}
+    done = gantool("train", tiny, "--set", "runtime.device=cuda", **stand_in_env, **little)
+    assert done.returncode == 1 and "OutOfMemoryError: CUDA out of memory" in done.stderr
+    assert "hint: the GPU's memory is used up: a smaller batch" in done.stderr
+
+
 def test_a_device_that_accelerate_replaces_is_refused(
     gantool: Gantool, tiny: Path, stand_in_env: dict[str, str]
 ) -> None:

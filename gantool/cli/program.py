@@ -29,6 +29,7 @@ from gantool.errors import (
     GantoolError,
     InterruptedRun,
     choose,
+    hint_of_memory,
 )
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _run_guarded(call: Callable[[], int | None]) -> int:
             where = error.filename or "the output"
             complain("error", f"{where}: {error.strerror}", "free some space, then run the same command again")
             return EXIT_FAILED
-        hint = "this is a defect of gantool: run with --debug to see where"
+        hint = hint_of_memory(error) or "this is a defect of gantool: run with --debug to see where"
         complain("error", f"{type(error).__name__}: {error}", hint)
         return EXIT_FAILED
 

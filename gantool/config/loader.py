@@ -148,8 +148,8 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     if kind == "extra_forbidden":
         choices = _fields_at(model, document.tree, location[:-1])
         name = str(location[-1])
-        if hint := getattr(model, "HINT_OF_RUNS", None) if str(location[0]) in RunConfig.model_fields else None:
-            return (where, key, UNKNOWN_KEY, hint)
+        if str(location[0]) in RunConfig.model_fields and f"{name}s" not in choices and hasattr(model, "HINT_OF_RUNS"):
+            return (where, key, UNKNOWN_KEY, model.HINT_OF_RUNS)
         if places := _places_of(name, model, document.tree):
             return (where, key, UNKNOWN_KEY, f"did you mean {' or '.join(places)}?")
         near = nearest(name, choices)
@@ -271,7 +271,7 @@ def _fields_at(model: Any, tree: Any, location: Sequence[Any]) -> list[str]:
         options = [field.annotation, *get_args(field.annotation)]
         models = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         models += [o for union in options for o in get_args(union) if isinstance(o, type) and issubclass(o, BaseModel)]
-        kind = tree.get("kind") if isinstance(tree, dict) else None
+        kind = tree.get("kind") if isinstance(tree, dict) else tree
         same = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == kind]
         model = (same or models or [BaseModel])[0]
     return [field.alias or name for name, field in model.model_fields.items()]

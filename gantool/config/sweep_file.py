@@ -116,7 +116,7 @@ class ReportConfig(Model):
 class SweepConfig(Model):
     """A sweep: runs that differ in some keys and in their seeds."""
 
-    HINT_OF_RUNS: ClassVar[str] = "a setting of runs: it belongs into base, below vary, or is said with --set"
+    HINT_OF_RUNS: ClassVar[str] = "a setting of runs: it belongs into base, or is said with --set"
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Name of the sweep and of its folder; null: the file's name without its ending."""

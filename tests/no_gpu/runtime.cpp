@@ -56,7 +56,7 @@ struct Event {
   cudaStream_t stream;
 };
 
-constexpr size_t kTotal = 140ull << 30;
+constexpr size_t kTotal = 140ull << 30, kAddresses = 16 * kTotal;  // blocks are used again for the same size only
 char* memory = nullptr;  // addresses of the device, touched only where something is written
 size_t used = 0, in_use = 0;
 std::map<void*, size_t> blocks;
@@ -64,7 +64,7 @@ std::multimap<size_t, void*> freed;
 std::map<const char*, size_t> pinned;
 
 bool on_device(const void* place) {
-  return memory && static_cast<const char*>(place) >= memory && static_cast<const char*>(place) < memory + kTotal;
+  return memory && static_cast<const char*>(place) >= memory && static_cast<const char*>(place) < memory + kAddresses;
 }
 
 bool is_pinned(const void* place) {
@@ -167,16 +167,17 @@ cudaError_t cudaMalloc(void** place, size_t bytes) {
   Lock lock(mutex);
   if (!memory) {
     int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* mapped = mmap(nullptr, kTotal, PROT_READ | PROT_WRITE, how, -1, 0);
+    void* mapped = mmap(nullptr, kAddresses, PROT_READ | PROT_WRITE, how, -1, 0);
     if (mapped == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
     memory = static_cast<char*>(mapped);
   }
   bytes = (bytes + 511) / 512 * 512;
+  if (in_use + bytes > kTotal) return failed(cudaErrorMemoryAllocation);
   auto kept = freed.find(bytes);
   if (kept != freed.end()) {
     *place = kept->second;
     freed.erase(kept);
-  } else if (used + bytes <= kTotal) {
+  } else if (used + bytes <= kAddresses) {
     *place = memory + used;
     used += bytes;
   } else {

@@ -23,8 +23,8 @@ _NAMES = re.compile(r" ((?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*|__cuda\w+)")
 
 def obstacle() -> str | None:
     """In words, why it cannot be built here."""
-    if torch.version.cuda is None:
-        return "torch is not built for CUDA"
+    if torch.version.cuda is None or int(torch.version.cuda.partition(".")[0]) < 13:
+        return f"torch is built for CUDA {torch.version.cuda}, expected 13 or later"
     missing = [tool for tool in ("g++", "nm") if shutil.which(tool) is None]
     if missing:
         return f"no {' and no '.join(missing)}"
@@ -44,7 +44,8 @@ def build(folder: Path) -> dict[str, str]:
     rest.write_text("".join(f'extern "C" long {name}() {{ return 0; }}\n' for name in others))
     # By this name it is also what those find who load the driver.
     subprocess.run([*compiler, "-shared", f"-Wl,-soname,{library.name}", own, rest, "-o", library], check=True)
-    return {"LD_PRELOAD": str(library), "PYTHONPATH": str(HERE)}
+    found_first = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(found_first)}
 
 
 def _headers() -> Path | None:
