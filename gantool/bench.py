@@ -30,7 +30,7 @@ from gantool.interrupts import Interrupts
 from gantool.models.layers import set_dropout
 from gantool.progress import Progress, Silent, counted
 from gantool.runs import RunDirectory
-from gantool.runtime import Runtime, freed_blocks, peak_megabytes
+from gantool.runtime import Runtime, freed_blocks, num_threads, peak_megabytes
 from gantool.train import Trainer
 
 _CEILING_SIZE = 2048
@@ -185,11 +185,19 @@ def bench(
 
 
 def bench_packed(config: RunConfig, packed: int, rounds: int, steps: int, progress: Progress) -> tuple[float, float]:
-    """Images per second of one process alone, and of `packed` processes together on the same device (medians)."""
+    """Images per second of one process alone, and of `packed` processes together on the same device (medians); see
+    `sharing`."""
     return _together(config, 1, rounds, steps, progress), _together(config, packed, rounds, steps, progress)
 
 
+def sharing(config: RunConfig, number: int) -> RunConfig:
+    """The config for one of `number` processes that share the CPU threads, unless it says how many each has."""
+    threads = config.runtime.threads or max(1, num_threads(0) // number)
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": threads})})
+
+
 def _together(config: RunConfig, number: int, rounds: int, steps: int, progress: Progress) -> float:
+    config = sharing(config, number)
     context = multiprocessing.get_context("spawn")
     barrier, found, done = context.Barrier(number), context.Queue(), context.Value("i", 0)
     work = functools.partial(_packed_member, config.model_dump(mode="json"), rounds, steps, barrier, found, done)

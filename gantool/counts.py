@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from gantool.without_triton import without_triton
 
 
 def flop_and_traffic(work: Callable[[], object]) -> tuple[int, int]:
@@ -26,19 +27,15 @@ def flop_and_traffic(work: Callable[[], object]) -> tuple[int, int]:
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     """What operators cost, as torch knows it. Not by its FlopCounterMode, which follows modules by hooks that fail
-    where gradients of images are taken, as penalties do. They, and torch's compiler that the first count loads, are
-    loaded without triton, which neither needs here: with it a process may end with fifty lines about its leaks."""
-    log, absent = logging.getLogger("torch.utils.flop_counter"), "triton" not in sys.modules
-    if absent:
-        sys.modules["triton"] = None  # type: ignore[assignment]
+    where gradients of images are taken, as penalties do."""
+    log = logging.getLogger("torch.utils.flop_counter")
     log.disabled = True  # it warns that triton is not there
     try:
-        import torch._dynamo
-        from torch.utils.flop_counter import flop_registry
+        with without_triton():
+            import torch._dynamo  # which the first count loads
+            from torch.utils.flop_counter import flop_registry
     finally:
         log.disabled = False
-        if absent:
-            del sys.modules["triton"]
     return flop_registry | {torch.ops.aten.convolution_backward: _of_conv_backward}
 
 

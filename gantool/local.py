@@ -61,13 +61,15 @@ class Slots:
         return len(range(slot % gpus, self.count, gpus))
 
 
-def choose_slots(trials: Sequence[Trial], wanted: int | None) -> Slots:
-    """`wanted` slots; None: one for each GPU, or else one for each CPU (4 at most). Never more than trials."""
+def choose_slots(trials: Sequence[Trial], wanted: int | None, of: int | None = None) -> Slots:
+    """`wanted` slots; None: one for each GPU, or else one for each CPU (4 at most). Never more than trials. The threads
+    are those of a sweep of `of` trials in all, so that one that goes on has the bits of one that was not stopped."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu = any(trial.config.runtime.device in ("auto", "cuda") for trial in trials)
     gpus = visible_gpus() if on_gpu else ()
-    count = max(1, min(wanted or len(gpus) or min(cpus, 4), len(trials)))
-    return Slots(count, gpus, max(1, cpus // count))
+    most = wanted or len(gpus) or min(cpus, 4)
+    threads = max(1, cpus // max(1, min(most, of or len(trials))))
+    return Slots(max(1, min(most, len(trials))), gpus, threads)
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def prepare(data: DataConfig, runtime: RuntimeConfig, progress: Progress) -> Pac
             progress.say(f"{error.message}; packing it again")
     else:
         if verify(dataset, progress):
-            progress.say(f"already packed: {_describe(dataset)}")
+            progress.say(f"is packed, and whole: {_describe(dataset)}")
             return dataset
         progress.say(f"{dataset.path}: does not have the digest it was packed with; packing it again")
     dataset = pack(data, data_dir, Path(runtime.source) if runtime.source else None, progress)

@@ -126,7 +126,7 @@ def run(
     left_alone = [
         _earlier(trial, found[trial.run.path]) for trial in plan.trials if found[trial.run.path] not in wanted
     ]
-    chosen = choose_slots(todo, slots or plan.slots)
+    chosen = choose_slots(todo, slots or plan.slots, len(plan.trials))
     progress.say(_summary(plan, todo, left_alone, chosen))
     teller = _Teller(plan, progress, len(left_alone))
     for outcome in left_alone:

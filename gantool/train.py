@@ -414,7 +414,24 @@ class Trainer:
                 path.unlink()
             self.run.unmark("stopped")
             self.run.write_status("running", self.state.step, self.total)
+            self._tell_of_other_bits()
             files.write_json(self.run.path / "run.json", self._identity())
+
+    def _tell_of_other_bits(self) -> None:
+        """Warn where a run goes on in a way that rounds otherwise."""
+        known, now = files.read_json(self.run.path / "run.json"), self._makers()
+        if not isinstance(known, dict) or self.state.step == 0:
+            return
+        what = {"device": "the device", "num_ranks": "the number of processes"}
+        if self.runtime.device.type == "cpu":
+            what["threads"] = "the number of threads"
+        changed = [
+            f"{words} was {known.get(name)}, is {now[name]}"
+            for name, words in what.items()
+            if known.get(name) != now[name]
+        ]
+        if changed:
+            self.progress.say(f"warning: {'; '.join(changed)}: from here on the bits are others than without the stop")
 
     def _check_same(self, facts: dict[str, Any]) -> None:
         for what, found, expected in (

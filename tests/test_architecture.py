@@ -15,7 +15,7 @@ from gantool.runs import RunDirectory
 
 PACKAGE = Path(__file__).parent.parent / "gantool"
 FLOORS = [
-    {"config", "errors", "files", "progress", "randomness", "container", "driver", "revision"},
+    {"config", "errors", "files", "progress", "randomness", "container", "driver", "revision"} | {"without_triton"},
     {"models", "custom", "losses", "penalties", "data", "metrics"}
     | {"optimizers", "runtime", "precision", "graphs", "counts", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Gantool
 
-from gantool.bench import bench
+from gantool.bench import bench, sharing
 from gantool.config.loader import load_run_config
 from gantool.counts import flop_and_traffic
 from gantool.data.pack import ensure_packed
@@ -125,6 +125,12 @@ def test_ranks_do_the_arithmetic_of_one_together(gantool: Gantool, tiny: Path) -
     first, second = json.loads(one.stdout), json.loads(two.stdout)
     assert first["shares"]["ranks"] < second["shares"]["ranks"]  # nothing is sent by one alone
     assert second["ranks"] == 2 and second["flop_per_step"] == first["flop_per_step"]
+
+
+def test_packed_runs_share_the_threads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    for wanted, number, each in ((0, 1, 6), (0, 3, 2), (0, 9, 1), (4, 3, 4)):
+        assert sharing(load_run_config(tiny, [f"runtime.threads={wanted}"]), number).runtime.threads == each
 
 
 def test_packed_runs_beside_one_alone(gantool: Gantool, tiny: Path) -> None:

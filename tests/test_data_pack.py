@@ -260,7 +260,9 @@ def test_prepare_skips_what_is_right_and_repairs_what_is_not(tmp_path: Path) -> 
     first.path.unlink()
     assert verify(prepare(MINE, runtime, told))
     words = "\n".join(told.words)
-    assert [words.count(text) for text in ("packed mine", "already packed", "does not have the digest", "damaged")] == [
+    assert [
+        words.count(text) for text in ("packed mine", "is packed, and whole", "does not have the digest", "damaged")
+    ] == [
         3,
         1,
         1,

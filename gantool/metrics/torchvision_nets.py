@@ -20,6 +20,7 @@ from gantool.errors import DataError, UsageError
 from gantool.metrics import weights
 from gantool.metrics.features import Extractor, block_of
 from gantool.metrics.resize import antialiased
+from gantool.without_triton import without_triton
 
 PREFIX = "torchvision:"
 
@@ -80,7 +81,8 @@ def open_torchvision(model: str, device: torch.device, channels: int, path: Path
 def _build(model: str) -> tuple[nn.Module, Any]:
     """The network without weights, and the entry of its default ones."""
     try:
-        import torchvision.models  # a second to load, and few need it
+        with without_triton():
+            import torchvision.models  # a second to load, and few need it
     except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
         reason = (str(error).splitlines() or [""])[0]
         hint = "install the torchvision that belongs to this torch; the image for the CPU has none"

@@ -1,15 +1,20 @@
-"""Peak memory of scores of many images with 2,048 features, over what the imports take.
+"""Peak memory of scores of many images with 2,048 features, or of a training, over what the imports take.
 
     python tests/benchmarks/memory.py [--num 50000] [--metrics fid,is,kid]
+    python tests/benchmarks/memory.py --train CONFIG [--set KEY=VALUE ...]
 
-A cheap network stands for Inception, with as many features and logits, so that the numbers of an evaluation are there
+Of a training: the peak of its process, less that of one that only imports the modules it had in the end. Of scores: a
+cheap network stands for Inception, with as many features and logits, so that the numbers of an evaluation are there
 without its time. The real images are another set of the same size; nothing is cached before.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -65,11 +70,50 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+TRAINING = """
+import pathlib, sys
+from gantool.cli import main
+try:
+    main()
+finally:
+    pathlib.Path({modules!r}).write_text("\\n".join(sys.modules))
+"""
+IMPORTS = """
+import contextlib, importlib, pathlib
+for name in pathlib.Path({modules!r}).read_text().split("\\n"):
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
+"""
+
+
+def peak_of(code: str, *words: str) -> float:
+    """The most memory that a Python with this code had, in MB."""
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{words}: failed")
+    return used.ru_maxrss / 1024
+
+
+def of_training(config: str, sets: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"modules": f"{folder}/modules"}
+        changes = [word for one in (f"runtime.runs_dir={folder}/runs", *sets) for word in ("--set", one)]
+        peak = peak_of(TRAINING.format(**place), "--quiet", "train", config, *changes)
+        imports = peak_of(IMPORTS.format(**place))
+    print(f"imports {imports:.0f} MB, peak {peak:.0f} MB, over the imports {peak - imports:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", metavar="CONFIG")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--num", type=int, default=50_000)
     parser.add_argument("--metrics", default="fid,is")
     args = parser.parse_args()
+    if args.train:
+        of_training(args.train, args.sets)
+        return
     return_large_blocks()
     network = extractor()
     network(noise(64, 0).part(0, 64))
