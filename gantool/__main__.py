@@ -5,12 +5,13 @@ import signal
 
 def main() -> None:
     """The program; Ctrl-C while it is being loaded ends it without a traceback."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if raises:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from gantool.cli import main as program
 
-    signal.signal(signal.SIGINT, handler)
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     program()
 
 

@@ -71,7 +71,7 @@ class Run:
             process.communicate()
             return None, "no time left"
         last = ([line for line in told.splitlines() if line.strip()] or [""])[-1].strip("= ")
-        return (told, last) if process.returncode == 0 else (None, f"failed: {last}")
+        return (told, last) if process.returncode == 0 else (None, f"failed: {last or 'see above'}")
 
 
 def main() -> None:
