@@ -144,7 +144,7 @@ def _optimizer(settings: AnyOptimizer, network: nn.Module) -> torch.optim.Optimi
         if isinstance(settings, AdamConfig):
             return optimizers.Adam(parameters, lr, betas, settings.eps, **fused)
         return optimizers.AdamW(parameters, lr, betas, settings.eps, settings.weight_decay, **fused)
-    if isinstance(settings, RmspropConfig):
+    if isinstance(settings, RmspropConfig):  # never fused; torch takes all tensors at once on GPUs, slower on CPUs
         return optimizers.RMSprop(parameters, lr, settings.alpha, settings.eps)
     return optimizers.SGD(parameters, lr, settings.momentum, **fused)
 
