@@ -308,15 +308,14 @@ def _counts(trainer: Trainer) -> tuple[int, int]:
     least, most = (penalties.index(number) for number in (min(penalties), max(penalties)))
 
     def counted(step: int) -> tuple[int, int]:
-        trainer.state.step = first + step
+        trainer.state.step = step
         return flop_and_traffic(trainer.train_step)
 
     with trainer.players.graphs.off():
-        with_least = counted(least)
+        with_least = counted(first + least)
         if least == most:
             return with_least
-        first += period
-        with_most = counted(most)
+        with_most = counted(first + period + most)
     share = (updates / interval - penalties[least]) / (penalties[most] - penalties[least])
     flop, traffic = (round(a + share * (b - a)) for a, b in zip(with_least, with_most, strict=True))
     return flop, traffic

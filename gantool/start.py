@@ -109,16 +109,15 @@ def _train(settings: RunConfig, run: RunDirectory, interrupts: Interrupts, termi
     from gantool.data.staging import staged
     from gantool.terminal import LoggedProgress
 
-    told: Progress = terminal if os.environ.get("RANK", "0") == "0" else Silent()
-    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), told)
-    data = staged(data, settings.data, told)
-    check_digest(data, told)
+    data = ensure_packed(settings.data, Path(settings.runtime.data_dir), terminal)
+    data = staged(data, settings.data, terminal)
+    check_digest(data, terminal)
     with quick_imports(terminal):
         from gantool.runtime import Runtime, device_caution
         from gantool.train import train as run_to_end
 
     runtime = Runtime(settings.runtime)
-    progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
+    progress: Progress = LoggedProgress(terminal, run.path / "log.txt") if runtime.is_main else Silent()
     ranks = f", {runtime.num_ranks} processes" if runtime.num_ranks > 1 else ""
     length = f"{settings.steps} steps" if isinstance(settings.steps, int) else settings.steps
     progress.say(f"{run.path}: {data.title}, {length}, on {runtime.device}{ranks}")

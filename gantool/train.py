@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 import gantool
-from gantool import checkpoint, container, custom, files, revision, sample
+from gantool import checkpoint, custom, files, sample
 from gantool.class_accuracy import class_accuracies
 from gantool.config.base import duration_in_steps
 from gantool.config.schema import RunConfig
@@ -30,6 +29,7 @@ from gantool.data.pack import PackedDataset
 from gantool.errors import DataError, DivergedError, GantoolError, InterruptedRun
 from gantool.graphs import Graphs
 from gantool.interrupts import CANCELLED, Interrupts, describe
+from gantool.makers import data_facts, makers, other_bits, with_earlier
 from gantool.metrics.scores import best_score, words_of
 from gantool.players import SCALARS, Players
 from gantool.progress import Part, Progress
@@ -323,22 +323,13 @@ class Trainer:
             "step": self.state.step,
             "ema": self.config.ema.decay > 0,
             "config": self.config.model_dump(mode="json"),
-            "data": self._data_facts(),
+            "data": data_facts(self.data),
             "version": gantool.__version__,
         }
         if self.config.conditional:
             facts["accuracy"] = class_accuracies(self.config, self.state, self.players.loss, self.data, self.progress)
         path = checkpoint.step_file(self.run.folder("snapshots"), self.state.step)
         checkpoint.save(path, self.state.averaged_generator().state_dict(), facts)
-
-    def _data_facts(self) -> dict[str, Any]:
-        shape = list(self.data.images.shape[1:])
-        return {
-            "digest": self.data.digest,
-            "title": self.data.title,
-            "classes": self.data.classes,
-            "image_shape": shape,
-        }
 
     def _checkpoint(self) -> None:
         began = time.monotonic()
@@ -414,24 +405,13 @@ class Trainer:
                 path.unlink()
             self.run.unmark("stopped")
             self.run.write_status("running", self.state.step, self.total)
-            self._tell_of_other_bits()
-            files.write_json(self.run.path / "run.json", self._identity())
-
-    def _tell_of_other_bits(self) -> None:
-        """Warn where a run goes on in a way that rounds otherwise."""
-        known, now = files.read_json(self.run.path / "run.json"), self._makers()
-        if not isinstance(known, dict) or self.state.step == 0:
-            return
-        what = {"device": "the device", "num_ranks": "the number of processes"}
-        if self.runtime.device.type == "cpu":
-            what["threads"] = "the number of threads"
-        changed = [
-            f"{words} was {known.get(name)}, is {now[name]}"
-            for name, words in what.items()
-            if known.get(name) != now[name]
-        ]
-        if changed:
-            self.progress.say(f"warning: {'; '.join(changed)}: from here on the bits are others than without the stop")
+            path, now = self.run.path / "run.json", makers(self.config, self.data, self.runtime)
+            known = files.read_json(path)
+            if isinstance(known, dict) and self.state.step > 0:
+                if caution := other_bits(known, now):
+                    self.progress.say(f"warning: {caution}")
+                now = with_earlier(known, now)
+            files.write_json(path, now)
 
     def _check_same(self, facts: dict[str, Any]) -> None:
         for what, found, expected in (
@@ -443,33 +423,6 @@ class Trainer:
                 text = f"{self.run.path}: the {what} is not the one the checkpoint was made with"
                 hint = f"found {expected}, the checkpoint has {found}; restore it, or train in another runs_dir"
                 raise GantoolError(text, hint)
-
-    def _identity(self) -> dict[str, Any]:
-        """What run.json says; `before`: the same of earlier starts, of each that differs once."""
-        known = files.read_json(self.run.path / "run.json")
-        now, before = self._makers(), []
-        if isinstance(known, dict) and self.state.step > 0:
-            earlier = [*known.pop("before", []), known]
-            before = [one for index, one in enumerate(earlier) if one != now and one not in earlier[:index]]
-        return now | ({"before": before} if before else {})
-
-    def _makers(self) -> dict[str, Any]:
-        device = self.runtime.device
-        return {
-            "fingerprint": self.config.fingerprint,
-            "data": self._data_facts(),
-            "versions": {
-                "gantool": gantool.__version__,
-                "commit": revision.commit(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "host": platform.node(),
-            "image": container.image(),
-            "num_ranks": self.runtime.num_ranks,
-            "threads": torch.get_num_threads(),
-        }
 
     def _steps(self, duration: int | str) -> int:
         return duration_in_steps(duration, self.config.batch * self.config.n_dis, self.num_images)

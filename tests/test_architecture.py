@@ -20,7 +20,7 @@ FLOORS = [
     | {"optimizers", "runtime", "precision", "graphs", "counts", "runs", "interrupts", "launch", "cluster"},
     {"checkpoint", "state", "manifest", "results", "result_tables", "local", "submissions"},
     {"sample", "players", "class_accuracy", "nearest", "sweep", "report", "status", "prepare", "submit", "cancel"},
-    {"train", "train_scores", "tracking", "evaluate", "bench", "doctor"},
+    {"train", "makers", "train_scores", "tracking", "evaluate", "bench", "doctor"},
     {"cli", "start", "scoring", "tables", "terminal", "pictures", "__main__"},
 ]
 WALLS = {

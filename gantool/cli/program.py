@@ -213,10 +213,10 @@ def complain(kind: str, message: str, hint: str | None) -> None:
 
 
 def terminal_progress() -> TerminalProgress:
-    """Where a verb tells how far it is."""
+    """Where a verb tells how far it is; of several ranks only rank 0 does."""
     from gantool.terminal import TerminalProgress
 
-    return TerminalProgress(quiet=options["quiet"])
+    return TerminalProgress(quiet=options["quiet"] or os.environ.get("RANK", "0") != "0")
 
 
 def warn_of_loss(progress: TerminalProgress, *paths: Path) -> None:

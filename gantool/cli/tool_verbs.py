@@ -53,7 +53,6 @@ def bench(
     if settings.batch % nproc:
         raise UsageError(f"batch: {settings.batch} images cannot be shared by {nproc} processes", "set batch=N")
     from gantool.data.pack import ensure_packed
-    from gantool.progress import Silent
 
     with terminal_progress() as progress:
         data = ensure_packed(settings.data, Path(settings.runtime.data_dir), progress)
@@ -70,8 +69,7 @@ def bench(
             words = f"images/s, {packed} together", "images/s, one alone", "together / alone"
             rows = [[name, f"{value:.4g}", ""] for name, value in zip(words, list(found.values())[1:], strict=True)]
         else:
-            told = progress if os.environ.get("RANK", "0") == "0" else Silent()
-            result = run.bench(settings, data, rounds, steps, told, compare == "plain")
+            result = run.bench(settings, data, rounds, steps, progress, compare == "plain")
             found, rows = dataclasses.asdict(result), result.table()
             found |= {"share_of_ceiling": result.share_of_ceiling, "floor_seconds": result.floor_seconds}
     if os.environ.get("RANK", "0") != "0":

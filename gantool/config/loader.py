@@ -148,7 +148,8 @@ def _problem(model: type[BaseModel], document: Document, item: dict[str, Any]) -
     if kind == "extra_forbidden":
         choices = _fields_at(model, document.tree, location[:-1])
         name = str(location[-1])
-        if str(location[0]) in RunConfig.model_fields and f"{name}s" not in choices and hasattr(model, "HINT_OF_RUNS"):
+        of_runs = str(location[0]) in RunConfig.model_fields and f"{name}s" not in choices  # a sweep has `seeds`
+        if of_runs and hasattr(model, "HINT_OF_RUNS"):
             return (where, key, UNKNOWN_KEY, model.HINT_OF_RUNS)
         if places := _places_of(name, model, document.tree):
             return (where, key, UNKNOWN_KEY, f"did you mean {' or '.join(places)}?")

@@ -118,8 +118,8 @@ def main() -> None:
                     if kind == "plain" and not isinstance(result, str):
                         plain[name] = result["steps_per_second"]["median"]
                     note(f"{name}: {kind}", result, f"  {kind:32} {line}")
-    for script, more in (("convolutions.py", ()), ("start_up.py", ())):
-        told, how = run(HERE / script, *more, "--device", given.device)
+    for script in ("convolutions.py", "start_up.py"):
+        told, how = run(HERE / script, "--device", given.device)
         note(script, told, f"\n{told or f'{script}: {how}'}")
 
 
